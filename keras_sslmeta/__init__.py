@@ -1,0 +1,18 @@
+"""Self-supervised pretraining and meta-learning as ordinary Keras."""
+
+from keras_sslmeta import callbacks, data, evaluation, layers, losses, ssl, visualization
+from keras_sslmeta.ssl import SimCLR
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SimCLR",
+    "__version__",
+    "callbacks",
+    "data",
+    "evaluation",
+    "layers",
+    "losses",
+    "ssl",
+    "visualization",
+]

@@ -1,0 +1,106 @@
+"""`ProjectionHead`: the small network between an encoder and a contrastive loss."""
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="keras_sslmeta.layers")
+class ProjectionHead(keras.layers.Layer):
+    """Multi-layer perceptron whose output, and not the encoder's, the loss compares.
+
+    `hidden_layers` times Dense – (BatchNorm) – ReLU, then a Dense layer without activation. SimCLR's
+    head is the default: one hidden layer as wide as its input, and 128 outputs. With
+    `batch_normalization=True` each Dense layer, the last one too, is followed by a BatchNorm that is
+    synchronised over replicas, and has no bias of its own (SimCLR's published code, and v2).
+
+    Args:
+        output_dim: dimension of the projections. Defaults to 128 (SimCLR).
+        hidden_dim: width of the hidden layers. Defaults to None, the width of the input (SimCLR's 2,048
+            for ResNet-50).
+        hidden_layers: their number. Defaults to 1 (SimCLR; v2's deeper head has 2).
+        batch_normalization: whether Dense layers are followed by BatchNorm. Defaults to False.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: `(…, features)`, with or without an axis of views.
+        training: whether BatchNorm uses the statistics of the batch.
+
+    Returns:
+        `(…, output_dim)`.
+
+    Raises:
+        ValueError: if a dimension or the number of layers is not a positive integer (0 hidden layers
+            are allowed: a linear head).
+
+    Example:
+
+    >>> import numpy as np, keras_sslmeta as ksm
+    >>> ksm.layers.ProjectionHead(output_dim=64)(np.zeros((4, 2, 32), "float32")).shape
+    TensorShape([4, 2, 64])
+
+    Reference:
+        Chen et al. 2020, Sec. 4.2; SimCLR v2: Chen et al. 2020, arXiv 2006.10029, Sec. 2.
+    """
+
+    def __init__(
+        self,
+        output_dim: int = 128,
+        hidden_dim: int | None = None,
+        hidden_layers: int = 1,
+        batch_normalization: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        for name, value, least in (
+            ("output_dim", output_dim, 1),
+            ("hidden_dim", 1 if hidden_dim is None else hidden_dim, 1),
+            ("hidden_layers", hidden_layers, 0),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"`{name}` must be an integer ≥ {least}. Received: {value!r}")
+        self.output_dim = output_dim
+        self.hidden_dim = hidden_dim
+        self.hidden_layers = hidden_layers
+        self.batch_normalization = batch_normalization
+
+    def build(self, input_shape):
+        features = input_shape[-1]
+        widths = [self.hidden_dim or features] * self.hidden_layers + [self.output_dim]
+        blocks = []
+        for i, width in enumerate(widths):
+            blocks.append(
+                keras.layers.Dense(
+                    width, use_bias=not self.batch_normalization, dtype=self.dtype_policy
+                )
+            )
+            if self.batch_normalization:
+                blocks.append(
+                    keras.layers.BatchNormalization(synchronized=True, dtype=self.dtype_policy)
+                )
+            if i < self.hidden_layers:
+                blocks.append(keras.layers.ReLU(dtype=self.dtype_policy))
+        self.blocks = blocks
+        for block in blocks:
+            block.build((*input_shape[:-1], features))
+            features = getattr(block, "units", features)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        x = inputs
+        for block in self.blocks:
+            if isinstance(block, keras.layers.BatchNormalization):
+                x = block(x, training=training)
+            else:
+                x = block(x)
+        return x
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.output_dim)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "output_dim": self.output_dim,
+            "hidden_dim": self.hidden_dim,
+            "hidden_layers": self.hidden_layers,
+            "batch_normalization": self.batch_normalization,
+        }

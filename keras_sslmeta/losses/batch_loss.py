@@ -1,0 +1,60 @@
+"""`BatchLoss`: what losses that compare the samples of a batch share."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_sslmeta.mechanisms import cross_replica
+
+_BY_WEIGHT = "mean_with_sample_weight"
+
+
+class BatchLoss(keras.losses.Loss):
+    """Parent of losses in which one sample's value depends on the rest of the batch.
+
+    A subclass writes `call(y_true, y_pred)` and returns one value a sample, `(batch,)`, taken against
+    the **global** batch (`keras_sslmeta.mechanisms.cross_replica.gather`). This class adds what any such
+    loss needs to be used in Keras:
+
+    * `y_true` may be None (`model.fit(x)`); losses without labels never look at it;
+    * the gradient is the global batch's on any number of replicas, also when the last batch is
+      shared out unevenly: each replica's gradient weighs n_r · R / N, where Keras alone takes the
+      mean of the replicas' means;
+    * integer predictions are refused, which Keras would cast without a word.
+
+    Args:
+        reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: name of the loss.
+        dtype: dtype of the loss's result and inputs; half precision is computed in float32 inside.
+
+    Raises:
+        ValueError: if `y_pred` holds integers.
+    """
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        self._refuse_integers(y_pred)
+        value = super().__call__(self.targets(y_true, y_pred), y_pred, sample_weight)
+        if self.reduction in ("sum", "none", None):
+            return value
+        samples = cross_replica.share(tf.cast(tf.shape(y_pred)[0], tf.float32))
+        if samples is not None and sample_weight is not None and self.reduction == _BY_WEIGHT:
+            # Keras's history weighs replicas by their samples: leave it the rest of the weight.
+            weights = cross_replica.share(tf.reduce_sum(tf.cast(sample_weight, tf.float32)))
+            value *= tf.cast(tf.math.divide_no_nan(weights, samples), value.dtype)
+        return cross_replica.scale_gradient(value, samples)
+
+    def targets(self, y_true, y_pred):
+        """What `call` gets as `y_true`: here zeros, whatever came."""
+        return tf.zeros(tf.shape(y_pred)[:1])
+
+    def _refuse_integers(self, y_pred):
+        dtype = getattr(y_pred, "dtype", None) or np.asarray(y_pred).dtype
+        dtype = keras.backend.standardize_dtype(dtype)
+        if not keras.backend.is_float_dtype(dtype):
+            raise ValueError(
+                f"{type(self).__name__} needs floating-point embeddings in `y_pred`. "
+                f"Received: dtype={dtype}"
+            )
+
+    def get_config(self):
+        return {**super().get_config(), "dtype": self.dtype}

@@ -1,0 +1,145 @@
+"""NT-Xent, the loss of SimCLR (Chen et al. 2020)."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_sslmeta.losses.batch_loss import BatchLoss
+from keras_sslmeta.mechanisms import cross_replica, streaming_similarity, unit_vectors
+
+
+@keras.saving.register_keras_serializable(package="keras_sslmeta.losses")
+class NTXent(BatchLoss):
+    r"""Normalised temperature-scaled cross-entropy between the views of each sample.
+
+    Each embedding has to pick out the other views of its own sample among all other embeddings of the
+    global batch. With B samples, V views and s the cosine similarity, view v of sample i has the loss
+
+    ```
+    l_iv = − 1/(V−1) · Σ_{u≠v} s(z_iv, z_iu)/T  +  log Σ_{(k,w)≠(i,v)} exp(s(z_iv, z_kw)/T)
+    ```
+
+    whose sum runs over the other V·B − 1 embeddings; the value of sample i is the mean over its views.
+    For V > 2 the mean over the positives stands outside the logarithm, as in SupCon (Khosla et al. 2020)
+    with a label of its own for each sample. The mean over the batch is what SimCLR's paper and lightly
+    report; SimCLR's own code and TensorFlow Similarity report twice that.
+
+    The similarity matrix is never stored: memory grows with the batch and not with its square.
+
+    Args:
+        temperature: T, a positive number. Defaults to 0.1 (SimCLR's for ImageNet; 0.5 is common on CIFAR-10).
+        normalize: whether embeddings are divided by their L2 norm first. Defaults to True (the paper).
+            A zero embedding then stays zero and gets no gradient.
+        gather: whether negatives come from all replicas of a `tf.distribute` strategy, which makes the
+            loss independent of their number. False compares within each replica only. Defaults to True.
+        reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: name of the loss.
+        dtype: dtype of the result; half-precision embeddings are compared in float32 in any case.
+
+    Call arguments:
+        y_true: ignored, and may be None.
+        y_pred: floating-point embeddings `(batch, views, dim)`, two views or more.
+        sample_weight: optional, `(batch,)`. It weighs the samples' own losses; every sample still
+            serves as a negative.
+
+    Returns:
+        The reduced loss; `(batch,)` with `reduction=None`. NaN in the embeddings gives NaN, so that
+        `keras.callbacks.TerminateOnNaN` sees it. A batch of unknown size that turns out to hold one
+        sample gives 0.
+
+    Raises:
+        ValueError: if `temperature` is not a positive number; if `y_pred` is of another rank, has one
+            view, holds integers, or is known to hold a single sample, which has no negatives.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_sslmeta as ksm
+    >>> views = np.random.default_rng(0).normal(size=(8, 2, 16)).astype("float32")
+    >>> float(ksm.losses.NTXent(temperature=0.5)(None, views)) > 0
+    True
+    >>> same = np.ones((8, 2, 16), "float32")    # all equal: log(2B − 1)
+    >>> bool(np.isclose(ksm.losses.NTXent()(None, same), np.log(15)))
+    True
+
+    Reference:
+        Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual
+        Representations", ICML 2020, Eq. 1. https://arxiv.org/abs/2002.05709
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        normalize: bool = True,
+        gather: bool = True,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "nt_xent",
+        dtype=None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.temperature = _positive_number("temperature", temperature)
+        self.normalize = bool(normalize)
+        self.gather = bool(gather)
+
+    def call(self, y_true, y_pred):
+        _check_views(y_pred, self.gather)
+        z = y_pred if y_pred.dtype == tf.float64 else tf.cast(y_pred, tf.float32)
+        if self.normalize:
+            z = unit_vectors.normalize(z)
+        # On both sides, so that rows and keys are the same vectors: z · z' is then s/T.
+        z = z * self.temperature**-0.5
+
+        views = z.shape[1]
+        others = tf.reduce_sum(z, axis=1, keepdims=True) - z
+        positive = tf.reduce_sum(z * others, axis=-1) / (views - 1)  # (batch, views)
+        all_others = tf.reshape(self._log_sum_exp(z), tf.shape(positive))
+        return tf.cast(tf.reduce_mean(all_others - positive, axis=1), y_pred.dtype)
+
+    def _log_sum_exp(self, z):
+        """Of each embedding's similarities to all others of the global batch: `(batch · views,)`."""
+        views, dim = z.shape[1:]
+        bound = 1 / self.temperature if self.normalize else None
+        rows = tf.reshape(z, [-1, dim])
+        if not self.gather or cross_replica.replica_context() is None:
+            return streaming_similarity.log_sum_exp(rows, bound=bound)
+        own_key = cross_replica.first_row(tf.shape(z)[0]) * views
+        keys = tf.reshape(cross_replica.gather(z), [-1, dim])
+        return streaming_similarity.log_sum_exp(rows, keys, own_key=own_key, bound=bound)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "temperature": self.temperature,
+            "normalize": self.normalize,
+            "gather": self.gather,
+        }
+
+
+def _positive_number(name, value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
+    return float(value)
+
+
+def _check_views(y_pred, gather):
+    shape = tuple(y_pred.shape)
+    if len(shape) != 3:
+        raise ValueError(
+            "`y_pred` must hold the embeddings of all views of a sample, of shape "
+            f"(batch, views, dim). Received: shape={shape}"
+        )
+    if shape[1] is None or shape[2] is None:
+        raise ValueError(
+            f"`y_pred` must have a static number of views and dimensions. Received: shape={shape}"
+        )
+    if shape[1] < 2:
+        raise ValueError(
+            "`y_pred` must hold at least two views of each sample, on axis 1. "
+            f"Received: shape={shape}"
+        )
+    if shape[0] == 1 and (not gather or cross_replica.sees_whole_batch()):
+        raise ValueError(
+            "A batch of one sample has no negatives: `y_pred` must hold at least two samples. "
+            f"Received: shape={shape}"
+        )

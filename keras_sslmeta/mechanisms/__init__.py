@@ -1,0 +1,1 @@
+"""Private mechanisms, each written once as pure functions on tensors and variables."""

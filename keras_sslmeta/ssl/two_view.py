@@ -1,0 +1,249 @@
+"""`TwoViewModel`: what methods that compare views of a sample share."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_sslmeta.mechanisms import view_axis
+from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
+from keras_sslmeta.mechanisms.random_state import SavedRandomState
+
+
+class TwoViewModel(MultiWorkerFit, SavedRandomState):
+    """Parent of the methods that pretrain an encoder by comparing views of each sample.
+
+    It makes the views, refuses what is not one, saves and loads, gives the encoder's features from
+    `predict`, and fits on any number of replicas and workers. A method adds `default_loss` and `call`:
+
+    ```python
+    class Method(TwoViewModel):
+        def default_loss(self):
+            return NTXent()
+
+        def call(self, inputs):
+            return self.head(self.encode_views(inputs))     # (batch, views, dim)
+    ```
+
+    Data: with an `augmentation`, plain samples `(batch, …)`, labelled or not, of which `views` views are
+    made anew in every step; ready-made views `(batch, views, …)` are always welcome, and without an
+    `augmentation` they are what is required. A batch axis of samples is what `tf.distribute` can share out.
+
+    Args:
+        encoder: a `keras.Model` from a sample to a feature vector, `(batch, …) → (batch, features)`.
+            It is trained in place; its inputs may be a structure.
+        augmentation: a Keras layer (or another callable) that draws random views, applied to `views`
+            copies of the batch, or a list of them, one a view. It works in evaluation too, since the
+            loss is defined on views. Defaults to None: views come ready-made.
+        views: number of views that `augmentation` makes. Defaults to 2.
+        **kwargs: of `keras.Model`.
+
+    Raises:
+        ValueError: if `encoder` is not a model or its output not one vector a sample, if `views` is below
+            two or not the number of augmentations; on the first call, if plain samples come where
+            views are expected.
+    """
+
+    def __init__(self, encoder, augmentation=None, views: int = 2, **kwargs):
+        super().__init__(**kwargs)
+        _check_encoder(encoder)
+        _check_views(views, augmentation)
+        self.encoder = encoder
+        self.augmentation = augmentation
+        self.views = views
+
+    # ------------------------------------------------------------------ for the methods
+
+    def default_loss(self) -> keras.losses.Loss:
+        """The loss of the paper, used where `compile` is given none."""
+        raise TypeError(f"{type(self).__name__} has no default loss: pass `loss` to `compile`.")
+
+    def encode_views(self, inputs) -> tf.Tensor:
+        """Views, made or ready, through the encoder: `(batch, views, features)`."""
+        views = self.views_of(inputs)
+        features = self.encoder(view_axis.merge(views))
+        _check_features(features)
+        return view_axis.split(features, view_axis.count(views))
+
+    def views_of(self, inputs):
+        """The views `(batch, views, …)`: `inputs` themselves, or what `augmentation` makes of them."""
+        if self._are_views(inputs):
+            count = view_axis.count(inputs)
+            if count < 2:
+                raise ValueError(
+                    f"{type(self).__name__} compares views of a sample and needs at least two, on "
+                    f"axis 1. Received: shape={_shapes(inputs)}"
+                )
+            return inputs
+        if self.augmentation is None:
+            raise ValueError(
+                f"{type(self).__name__} without `augmentation` expects ready-made views "
+                "(batch, views, …) and got plain samples: pass an augmentation, such as "
+                f"`{type(self).__name__}(encoder, augmentation=SimCLRAugmentation((32, 32)))`, or "
+                f"stack the views on axis 1. Received: shape={_shapes(inputs)}"
+            )
+        if isinstance(self.augmentation, (list, tuple)):
+            made = [augment(inputs) for augment in self.augmentation]
+            return keras.tree.map_structure(lambda *views: tf.stack(views, axis=1), *made)
+        copies = keras.tree.map_structure(lambda x: tf.repeat(x, self.views, axis=0), inputs)
+        return view_axis.split(self.augmentation(copies), self.views)
+
+    def _are_views(self, inputs):
+        samples = _sample_shapes(self.encoder)
+        if samples is None:  # An encoder that has seen no data yet.
+            return self.augmentation is None
+        ranks = [len(x.shape) for x in keras.tree.flatten(inputs)]
+        return ranks == [len(shape) + 1 for shape in samples]
+
+    # ------------------------------------------------------------------------- for Keras
+
+    def build(self, input_shape):
+        if _sample_shapes(self.encoder) is None:
+            has_views = self.augmentation is None
+            # A symbolic call builds any encoder, subclassed ones too.
+            self.encoder(keras.KerasTensor((None, *input_shape[2 if has_views else 1 :])))
+        (features,) = _output_shapes(self.encoder)
+        self.build_heads(features[-1])
+        self.built = True
+
+    def build_heads(self, features: int):
+        """Builds what a method puts on the `(batch, views, features)` of the encoder."""
+
+    def compile(self, optimizer="adam", loss=None, **kwargs):
+        """As `keras.Model.compile`, with Adam and the method's own loss as defaults."""
+        super().compile(optimizer, self.default_loss() if loss is None else loss, **kwargs)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.fit`; `sample_weight` works without labels too."""
+        y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.evaluate`: the loss on views; `sample_weight` works without labels too."""
+        y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def predict_step(self, data):
+        """The encoder's features of plain samples."""
+        samples, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self.encoder(samples, training=False)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "augmentation": keras.saving.serialize_keras_object(self.augmentation),
+            "views": self.views,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(
+            **{
+                key: keras.saving.deserialize_keras_object(value)
+                if isinstance(value, (dict, list))
+                else value
+                for key, value in config.items()
+            }
+        )
+
+
+def _check_encoder(encoder):
+    if not isinstance(encoder, keras.Model):
+        raise ValueError(
+            "`encoder` must be a keras.Model from a sample to a feature vector. "
+            f"Received: {encoder!r} (of type {type(encoder).__name__})"
+        )
+    if encoder.built and _sample_shapes(encoder) is not None:
+        for shape in _output_shapes(encoder):
+            _check_vector(shape)
+
+
+def _check_features(features):
+    if isinstance(features, (list, tuple, dict)):
+        shapes = [tuple(x.shape) for x in keras.tree.flatten(features)]
+        raise ValueError(
+            "`encoder` must have one output, a feature vector for each sample. "
+            f"Received: {len(shapes)} outputs, shapes={shapes}"
+        )
+    _check_vector(tuple(features.shape))
+
+
+def _check_vector(shape):
+    axes = len(shape) - 2
+    if axes == 0:
+        return
+    remedy = (
+        f"Add keras.layers.GlobalAveragePooling{axes}D() at its end."
+        if 1 <= axes <= 3
+        else "Let it end in one vector a sample."
+    )
+    raise ValueError(
+        "`encoder` must give a feature vector for each sample, (batch, features). "
+        f"{remedy} Received: output shape={(None, *shape[1:])}"
+    )
+
+
+def _placeholder_labels(x, y, sample_weight):
+    """Zeros where weights come without labels: Keras would drop the weights without a word."""
+    if y is not None or sample_weight is None:
+        return y
+    return np.zeros(len(keras.tree.flatten(x)[0]), "float32")
+
+
+def _check_views(views, augmentation):
+    if not isinstance(views, int) or isinstance(views, bool) or views < 2:
+        raise ValueError(f"`views` must be an integer of at least 2. Received: views={views!r}")
+    if isinstance(augmentation, (list, tuple)):
+        if len(augmentation) != views:
+            raise ValueError(
+                f"`augmentation` must be one callable, or a list of one a view, here {views}. "
+                f"Received: a list of {len(augmentation)}"
+            )
+        callables = list(augmentation)
+    else:
+        callables = [] if augmentation is None else [augmentation]
+    for augment in callables:
+        if not callable(augment):
+            raise ValueError(f"`augmentation` must be a layer or callable. Received: {augment!r}")
+
+
+def _sample_shapes(encoder):
+    """Shapes of the encoder's inputs, batch axis included; None before it has been built."""
+    if getattr(encoder, "inputs", None):
+        return [tuple(x.shape) for x in encoder.inputs]
+    build_config = encoder.get_build_config() or {}
+    return _flat_shapes(build_config["input_shape"]) if "input_shape" in build_config else None
+
+
+def _output_shapes(encoder):
+    """Shapes of the built encoder's outputs; more or fewer than one are refused."""
+    if getattr(encoder, "inputs", None):
+        shapes = [tuple(x.shape) for x in encoder.outputs]
+    else:
+        samples = keras.tree.map_shape_structure(
+            keras.KerasTensor, encoder.get_build_config()["input_shape"]
+        )
+        shapes = [tuple(x.shape) for x in keras.tree.flatten(encoder(samples))]
+    if len(shapes) != 1:
+        raise ValueError(
+            "`encoder` must have one output, a feature vector for each sample. "
+            f"Received: {len(shapes)} outputs, shapes={shapes}"
+        )
+    return shapes
+
+
+def _flat_shapes(shapes):
+    if isinstance(shapes, dict):
+        return [flat for shape in shapes.values() for flat in _flat_shapes(shape)]
+    if all(n is None or isinstance(n, int) for n in shapes):
+        return [tuple(shapes)]
+    return [flat for shape in shapes for flat in _flat_shapes(shape)]
+
+
+def _shapes(inputs):
+    return keras.tree.map_structure(lambda x: tuple(x.shape), inputs)

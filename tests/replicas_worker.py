@@ -1,0 +1,105 @@
+"""Trains the same small models on the replicas asked for, and writes histories and weights.
+
+Run by `replicas_test.py`, each number of replicas in a process of its own:
+    python tests/replicas_worker.py OUT.npz REPLICAS
+    TF_CONFIG=… python tests/replicas_worker.py OUT.npz workers
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_sslmeta as ksm
+
+# Made before anything else: a multi-worker strategy must be, and one object must do for the process.
+OUT, WHAT = sys.argv[1:]
+if WHAT == "workers":
+    STRATEGY = tf.distribute.MultiWorkerMirroredStrategy()
+elif WHAT == "1":
+    STRATEGY = tf.distribute.get_strategy()
+else:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    count = int(WHAT)
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(count)]
+    )
+    STRATEGY = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+
+# 62 samples in batches of 24: on 4 replicas the last batch is shared out as 6, 6, 2 and 0.
+SAMPLES, BATCH, EPOCHS = 62, 24, 2
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(SAMPLES, 2, 6, 6, 1)).astype("float32")
+VECTORS = RNG.normal(size=(SAMPLES, 2, 8)).astype("float32")
+LABELS = np.arange(SAMPLES)
+WEIGHTS = RNG.uniform(0.2, 2.0, size=SAMPLES).astype("float32")
+
+
+def plain_model(reduction="sum_over_batch_size"):
+    model = keras.Sequential(
+        [
+            keras.Input((2, 8)),
+            keras.layers.Dense(16, activation="tanh", kernel_regularizer="l2"),
+            keras.layers.Dense(8),
+        ]
+    )
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9), loss=ksm.losses.NTXent(0.5, reduction=reduction)
+    )
+    return model
+
+
+def sim_clr(batch_normalization=False):
+    encoder = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Conv2D(4, 3, activation="tanh"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(12),
+        ]
+    )
+    head = ksm.layers.ProjectionHead(8, batch_normalization=batch_normalization)
+    model = ksm.SimCLR(encoder, projector=head)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss=ksm.losses.NTXent(0.5))
+    return model
+
+
+CASES = {
+    "plain": (plain_model, VECTORS, {}),
+    "plain_weighted": (plain_model, VECTORS, {"y": LABELS, "sample_weight": WEIGHTS}),
+    "plain_mean_of_weights": (
+        lambda: plain_model("mean_with_sample_weight"),
+        VECTORS,
+        {"y": LABELS, "sample_weight": WEIGHTS},
+    ),
+    "sim_clr": (sim_clr, IMAGES, {}),
+    "sim_clr_weighted": (sim_clr, IMAGES, {"sample_weight": WEIGHTS}),
+    "sim_clr_synchronised_norm": (lambda: sim_clr(batch_normalization=True), IMAGES, {"y": LABELS}),
+}
+ON_MANY_WORKERS = ("sim_clr", "sim_clr_weighted")
+
+
+def main():
+    results = {}
+    for name, (build, x, kwargs) in CASES.items():
+        if WHAT == "workers" and name not in ON_MANY_WORKERS:
+            continue  # Keras's own models cannot fit there: see mechanisms/multi_worker.py.
+        keras.utils.set_random_seed(1)
+        with STRATEGY.scope():
+            model = build()
+        history = model.fit(
+            x, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, **kwargs
+        ).history
+        results[f"{name}/history"] = history["loss"]
+        results[f"{name}/evaluate"] = model.evaluate(x, batch_size=BATCH, verbose=0, **kwargs)
+        for i, weight in enumerate(model.get_weights()):
+            results[f"{name}/weight_{i}"] = weight
+        if name == "sim_clr":
+            results[f"{name}/predict"] = model.predict(x[:, 0], batch_size=BATCH, verbose=0)
+    np.savez(OUT, **results)
+
+
+main()
