@@ -15,20 +15,6 @@ import tensorflow as tf
 
 import keras_sslmeta as ksm
 
-# Made before anything else: a multi-worker strategy must be, and one object must do for the process.
-OUT, WHAT = sys.argv[1:]
-if WHAT == "workers":
-    STRATEGY = tf.distribute.MultiWorkerMirroredStrategy()
-elif WHAT == "1":
-    STRATEGY = tf.distribute.get_strategy()
-else:
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    count = int(WHAT)
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(count)]
-    )
-    STRATEGY = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-
 # 62 samples in batches of 24: on 4 replicas the last batch is shared out as 6, 6, 2 and 0.
 SAMPLES, BATCH, EPOCHS = 62, 24, 2
 RNG = np.random.default_rng(0)
@@ -36,6 +22,18 @@ IMAGES = RNG.normal(size=(SAMPLES, 2, 6, 6, 1)).astype("float32")
 VECTORS = RNG.normal(size=(SAMPLES, 2, 8)).astype("float32")
 LABELS = np.arange(SAMPLES)
 WEIGHTS = RNG.uniform(0.2, 2.0, size=SAMPLES).astype("float32")
+
+
+def make_strategy(what):
+    """Made before any tensor: a multi-worker strategy must be, and one object must do for the process."""
+    if what == "workers":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if what == "1":
+        return tf.distribute.get_strategy()
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    devices = [tf.config.LogicalDeviceConfiguration() for _ in range(int(what))]
+    tf.config.set_logical_device_configuration(cpu, devices)
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(int(what))])
 
 
 def plain_model(reduction="sum_over_batch_size"):
@@ -82,13 +80,14 @@ CASES = {
 ON_MANY_WORKERS = ("sim_clr", "sim_clr_weighted")
 
 
-def main():
+def main(out, what):
+    strategy = make_strategy(what)
     results = {}
     for name, (build, x, kwargs) in CASES.items():
-        if WHAT == "workers" and name not in ON_MANY_WORKERS:
+        if what == "workers" and name not in ON_MANY_WORKERS:
             continue  # Keras's own models cannot fit there: see mechanisms/multi_worker.py.
         keras.utils.set_random_seed(1)
-        with STRATEGY.scope():
+        with strategy.scope():
             model = build()
         history = model.fit(
             x, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, **kwargs
@@ -99,7 +98,8 @@ def main():
             results[f"{name}/weight_{i}"] = weight
         if name == "sim_clr":
             results[f"{name}/predict"] = model.predict(x[:, 0], batch_size=BATCH, verbose=0)
-    np.savez(OUT, **results)
+    np.savez(out, **results)
 
 
-main()
+if __name__ == "__main__":
+    main(*sys.argv[1:])

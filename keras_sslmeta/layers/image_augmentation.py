@@ -6,9 +6,10 @@ import keras
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import cross_replica
+from keras_sslmeta.mechanisms.random_state import SavedRandomState
 
 
-class ImageAugmentation(keras.layers.Layer, abc.ABC):
+class ImageAugmentation(SavedRandomState, abc.ABC):
     """A random image layer: subclass it and write `augment`.
 
     The layer takes one image `(height, width, channels)` or a batch `(batch, height, width,
@@ -128,16 +129,6 @@ class ImageAugmentation(keras.layers.Layer, abc.ABC):
 
     def get_config(self):
         return {**super().get_config(), "seed": self.seed}
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        store["seed_state"] = self.seed_generator.state
-
-    def load_own_variables(self, store):
-        weights = {key: store[key] for key in store.keys()}  # noqa: SIM118 (not always a dict)
-        if "seed_state" in weights:
-            self.seed_generator.state.assign(weights.pop("seed_state"))
-        super().load_own_variables(weights)
 
     def _next_seed(self) -> tf.Tensor:
         # The generator counts in int64, and XLA's random ops want int32.

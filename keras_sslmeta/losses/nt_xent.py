@@ -46,7 +46,7 @@ class NTXent(BatchLoss):
     Returns:
         The reduced loss; `(batch,)` with `reduction=None`. NaN in the embeddings gives NaN, so that
         `keras.callbacks.TerminateOnNaN` sees it. A batch of unknown size that turns out to hold one
-        sample gives 0.
+        sample, of two views, gives 0: there is nothing to tell it from.
 
     Raises:
         ValueError: if `temperature` is not a positive number; if `y_pred` is of another rank, has one

@@ -1,4 +1,4 @@
-"""Random states that are saved with a model, so that a resumed run draws what an uninterrupted one would.
+"""Random states saved with a layer or model, so that a resumed run draws what an uninterrupted one would.
 
 Keras saves weights, and not the states of seed generators: after loading, dropout and augmentation
 would start again from the seed.
@@ -7,8 +7,8 @@ would start again from the seed.
 import keras
 
 
-class SavedRandomState(keras.Model):
-    """A model whose seed generators' states are saved and loaded with its weights."""
+class SavedRandomState(keras.layers.Layer):
+    """A layer or model whose seed generators' states are saved and loaded with its weights."""
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -25,6 +25,6 @@ class SavedRandomState(keras.Model):
         )
 
 
-def _named_states(model):
-    states = [v for v in model.variables if v.name == "seed_generator_state"]
+def _named_states(layer):
+    states = [v for v in layer.variables if v.name == "seed_generator_state"]
     return [(f"seed_state_{i}", state) for i, state in enumerate(states)]

@@ -5,13 +5,7 @@ the gradient of that; neither needs the matrix. Both are sums over tiles, so mem
 the accumulators, whatever the batch. Where the keys are the rows themselves the matrix is symmetric,
 and each tile above the diagonal serves its rows and its columns: half the work.
 
-Exponentials stay in range in one of two ways:
-
-* `_Bounded`, where the caller knows ``|s_ij| ≤ c`` and exp(±2c) is in range, as for unit vectors at
-  every usual temperature: ``exp(s_ij − c)`` neither over- nor underflows, and one exponential a tile
-  serves rows, columns and the gradient alike;
-* `_Unbounded`, for anything else: a running maximum for each row, exact for any size of similarity,
-  at the cost of two maxima and a second exponential a tile.
+How exponentials stay in range is `tile_terms`' business.
 
 The first tiles are kept for the gradient, up to a constant amount of memory; a small batch is thus a
 single tile, computed once. The others are computed again in the gradient.
@@ -23,12 +17,12 @@ import abc
 
 import tensorflow as tf
 
-# Rows of a tile: large enough to multiply at full rate, small enough for a processor's cache.
-TILE = 1024
+from keras_sslmeta.mechanisms import row_blocks, tile_terms
+
 # Memory for tiles that the gradient uses again: constant, so that memory does not grow with the batch.
 KEPT_BYTES = 64 * 2**20
-# |s| up to which exp(±2s), and a sum of many of them, are normal numbers of the type.
-_BOUNDED = {tf.float32: 40.0, tf.float64: 300.0}
+# Up to so many pairs, where that is known, TensorFlow's own dense gradient is faster than a walk.
+DENSE_PAIRS = 256 * 256
 
 
 def log_sum_exp(
@@ -52,6 +46,9 @@ def log_sum_exp(
     Returns:
         `(n,)`; a row without any key gives −inf.
     """
+    sizes = rows.shape[0], (rows if keys is None else keys).shape[0]
+    if None not in sizes and sizes[0] * sizes[1] <= DENSE_PAIRS:
+        return dense_log_sum_exp(rows, keys, own_key)
     if keys is None:
         return _self_log_sum_exp(rows, bound)
     return _cross_log_sum_exp(rows, keys, own_key, bound)
@@ -67,7 +64,7 @@ def dense_log_sum_exp(
     if own_key is not None:
         own = own_key + tf.range(tf.shape(rows)[0])
         is_own = own[:, None] == tf.range(tf.shape(keys)[0])
-        similarity = tf.where(is_own, _minus_infinity(rows), similarity)
+        similarity = tf.where(is_own, row_blocks.minus_infinity(rows), similarity)
     return tf.reduce_logsumexp(similarity, axis=1)
 
 
@@ -75,7 +72,7 @@ def _self_log_sum_exp(rows, bound):
     @tf.custom_gradient
     def compute(rows):
         walk = _SelfWalk(tf.stop_gradient(rows))
-        terms = _terms(walk, bound)
+        terms = tile_terms.choose(walk, bound)
         value, kept = walk.value(terms)
 
         def gradient(upstream):
@@ -95,7 +92,7 @@ def _cross_log_sum_exp(rows, keys, own_key, bound):
     @tf.custom_gradient
     def compute(rows, keys):
         walk = _CrossWalk(tf.stop_gradient(rows), tf.stop_gradient(keys), own_key)
-        terms = _terms(walk, bound)
+        terms = tile_terms.choose(walk, bound)
         value, kept = walk.value(terms)
 
         def gradient(upstream):
@@ -131,79 +128,6 @@ def _twice_differentiable(fast, inputs, dense, upstream):
 
     # TensorFlow loses track of the inputs of a `tf.function` here unless each is a tensor of its own.
     return gradient(upstream, *(tf.identity(x) for x in inputs))
-
-
-def _minus_infinity(like):
-    return tf.constant(float("-inf"), like.dtype)
-
-
-def _finite(x):
-    """`x` with 0 in place of −inf, which is what a row without keys gives."""
-    return tf.where(tf.equal(x, _minus_infinity(x)), tf.zeros_like(x), x)
-
-
-def _loop(start, stop, body, state):
-    """`state` after ``state = body(p, *state)`` for p from start to stop − 1."""
-    if isinstance(start, int) and isinstance(stop, int) and start >= stop:
-        return state
-    return tf.while_loop(
-        lambda p, *_: p < stop,
-        lambda p, *state: (p + 1, *body(p, *state)),
-        [start, *state],
-    )[1:]
-
-
-def _add(array, index, value):
-    return array.write(index, array.read(index) + value)
-
-
-class _Blocks:
-    """A matrix cut into `count` blocks of `size` rows, the last one padded.
-
-    Numbers are Python's where the shape is static and tensors where it is not.
-    """
-
-    def __init__(self, matrix):
-        self.matrix = matrix
-        self.dim = matrix.shape[1]
-        self.rows = matrix.shape[0]
-        at_least_one = max
-        if self.rows is None:
-            self.rows, at_least_one = tf.shape(matrix)[0], tf.maximum
-        self.count = at_least_one(1, -(-self.rows // TILE))
-        self.size = at_least_one(1, -(-self.rows // self.count))
-        self.plain = self.split(matrix)
-
-    def split(self, x, fill=0.0):
-        """`(rows, …)` → `(count, size, …)`, padded with `fill`."""
-        padding = self.count * self.size - self.rows
-        x = tf.pad(x, [[0, padding]] + [[0, 0]] * (len(x.shape) - 1), constant_values=fill)
-        return tf.reshape(x, [self.count, self.size, *x.shape[1:]])
-
-    def join(self, array):
-        """Array of `(size, …)` blocks → `(rows, …)`, the padding cut off."""
-        blocks = array.stack()
-        joined = tf.reshape(blocks, [self.count * self.size, *blocks.shape[2:]])[: self.rows]
-        return tf.ensure_shape(joined, [self.matrix.shape[0], *blocks.shape[2:]])
-
-    def array(self, *shape, fill=0.0):
-        """One accumulator a block, of `(size, *shape)`."""
-        filled = tf.fill([self.count, self.size, *shape], tf.cast(fill, self.matrix.dtype))
-        filled = tf.ensure_shape(filled, [None, None, *shape])
-        return tf.TensorArray(
-            self.matrix.dtype, self.count, clear_after_read=False, element_shape=filled.shape[1:]
-        ).unstack(filled)
-
-    def biased(self, shift, left):
-        """The blocks with two more columns: a product of a left and a right block is then
-        ``s_ij − shift``, and −inf in the padding, without another walk over the tile for either."""
-        ones = tf.ones([self.rows, 1], self.matrix.dtype)
-        bias = self.split(ones * (-shift if left else 0.0), fill=float("-inf"))
-        ones = self.split(ones, fill=1.0)
-        return tf.concat([self.plain, bias, ones] if left else [self.plain, ones, bias], axis=2)
-
-
-# ------------------------------------------------------------------ the walks over the tiles
 
 
 class _Walk(abc.ABC):
@@ -263,8 +187,10 @@ class _Walk(abc.ABC):
             tile = terms.tile(self.similarity(i, j))
             return *self.following(i, j), *self.add_sums(terms, sums, tile, i, j)
 
-        i, j, kept, *sums = _loop(0, self.kept, keeping, (0, 0, kept, *terms.start(self.rows)))
-        _, _, *sums = _loop(self.kept, self.pairs, passing, (i, j, *sums))
+        i, j, kept, *sums = row_blocks.loop(
+            0, self.kept, keeping, (0, 0, kept, *terms.start(self.rows))
+        )
+        _, _, *sums = row_blocks.loop(self.kept, self.pairs, passing, (i, j, *sums))
         return self.rows.join(terms.log(*sums)), kept
 
     def gradient(self, terms, value, kept, upstream):
@@ -279,8 +205,8 @@ class _Walk(abc.ABC):
             tile = kept.read(p)
             return *self.following(i, j), *self.add_products(terms, results, tile, i, j)
 
-        i, j, *results = _loop(0, self.kept, from_kept, (0, 0, *self.results()))
-        _, _, *results = _loop(self.kept, self.pairs, again, (i, j, *results))
+        i, j, *results = row_blocks.loop(0, self.kept, from_kept, (0, 0, *self.results()))
+        _, _, *results = row_blocks.loop(self.kept, self.pairs, again, (i, j, *results))
         return self.join_results(*results)
 
 
@@ -288,7 +214,7 @@ class _SelfWalk(_Walk):
     """The tiles (i ≤ j) of ``rows · rowsᵀ`` less its diagonal, column by column; each serves (j, i) too."""
 
     def __init__(self, rows):
-        blocks = _Blocks(rows)
+        blocks = row_blocks.Blocks(rows)
         self.begin(blocks, blocks, blocks.count * (blocks.count + 1) // 2)
 
     def following(self, i, j):
@@ -297,7 +223,7 @@ class _SelfWalk(_Walk):
 
     def similarity(self, i, j):
         tile = tf.matmul(self.left[i], self.right[j], transpose_b=True)
-        fill = tf.fill([tf.shape(tile)[0]], _minus_infinity(tile))
+        fill = tf.fill([tf.shape(tile)[0]], row_blocks.minus_infinity(tile))
         return tf.cond(tf.equal(i, j), lambda: tf.linalg.set_diag(tile, fill), lambda: tile)
 
     def add_sums(self, terms, sums, tile, i, j):
@@ -309,10 +235,12 @@ class _SelfWalk(_Walk):
 
     def add_products(self, terms, results, tile, i, j):
         weights = terms.weights_of_rows_and_columns(tile, i, j)
-        result = _add(results[0], i, tf.matmul(weights, self.rows.plain[j]))
+        result = row_blocks.add(results[0], i, tf.matmul(weights, self.rows.plain[j]))
 
         def transposed():
-            return _add(result, j, tf.matmul(weights, self.rows.plain[i], transpose_a=True))
+            return row_blocks.add(
+                result, j, tf.matmul(weights, self.rows.plain[i], transpose_a=True)
+            )
 
         return (tf.cond(tf.equal(i, j), lambda: result, transposed),)
 
@@ -325,7 +253,7 @@ class _CrossWalk(_Walk):
 
     def __init__(self, rows, keys, own_key):
         self.own_key = own_key
-        rows, keys = _Blocks(rows), _Blocks(keys)
+        rows, keys = row_blocks.Blocks(rows), row_blocks.Blocks(keys)
         self.begin(rows, keys, rows.count * keys.count)
 
     def following(self, i, j):
@@ -341,7 +269,7 @@ class _CrossWalk(_Walk):
 
         def masked():
             is_own = own + tf.range(self.rows.size)[:, None] == tf.range(self.keys.size)
-            return tf.where(is_own, _minus_infinity(tile), tile)
+            return tf.where(is_own, row_blocks.minus_infinity(tile), tile)
 
         return tf.cond((own > -self.rows.size) & (own < self.keys.size), masked, lambda: tile)
 
@@ -354,97 +282,9 @@ class _CrossWalk(_Walk):
     def add_products(self, terms, results, tile, i, j):
         for_rows, for_keys = results
         weights = terms.weights_of_rows(tile, i)
-        for_rows = _add(for_rows, i, tf.matmul(weights, self.keys.plain[j]))
+        for_rows = row_blocks.add(for_rows, i, tf.matmul(weights, self.keys.plain[j]))
         products = tf.matmul(weights, self.rows.plain[i], transpose_a=True)
-        return for_rows, _add(for_keys, j, products)
+        return for_rows, row_blocks.add(for_keys, j, products)
 
     def join_results(self, for_rows, for_keys):
         return self.rows.join(for_rows), self.keys.join(for_keys)
-
-
-# ------------------------------------------------------------- how exponentials stay in range
-
-
-def _terms(walk, bound):
-    """The terms that suit the bound; the tiles' shift is theirs to set."""
-    limit = _BOUNDED[walk.rows.matrix.dtype]
-    if bound is not None and bound * 1.001 <= limit:
-        # A whole number is exact in every matrix format that accelerators use.
-        return _Bounded(walk, float(-(-bound * 1.001 // 1)))
-    return _Unbounded(walk)
-
-
-class _Bounded:
-    """Tiles are ``exp(s − c)``, with one c for all."""
-
-    def __init__(self, walk, shift):
-        self.shift = shift
-        walk.set_shift(shift)
-
-    def tile(self, similarity):
-        return tf.exp(similarity)
-
-    def start(self, rows):
-        return (rows.array(),)
-
-    def add_rows(self, sums, tile, i):
-        return (_add(sums[0], i, tf.reduce_sum(tile, axis=1)),)
-
-    def add_columns(self, sums, tile, j):
-        # As a product: a reduction over the outer axis walks the tile against its order in memory.
-        ones = tf.ones([1, tf.shape(tile)[0]], tile.dtype)
-        return (_add(sums[0], j, tf.matmul(ones, tile)[0]),)
-
-    def log(self, sums):
-        return sums.unstack(tf.math.log(sums.stack()) + self.shift)
-
-    def prepare(self, rows, value, upstream):
-        self.weight = rows.split(upstream * tf.exp(self.shift - _finite(value)))
-
-    def weights_of_rows(self, tile, i):
-        return tile * self.weight[i][:, None]
-
-    def weights_of_rows_and_columns(self, tile, i, j):
-        return tile * (self.weight[i][:, None] + self.weight[j])
-
-
-class _Unbounded:
-    """Tiles are the similarities themselves; each row keeps the largest seen as its shift."""
-
-    def __init__(self, walk):
-        walk.set_shift(0.0)
-
-    def tile(self, similarity):
-        return similarity
-
-    def start(self, rows):
-        return rows.array(fill=float("-inf")), rows.array()
-
-    def add_rows(self, state, tile, i):
-        return self._add(state, tile, i, axis=1)
-
-    def add_columns(self, state, tile, j):
-        return self._add(state, tile, j, axis=0)
-
-    def _add(self, state, tile, index, axis):
-        maxima, sums = state
-        before = maxima.read(index)
-        maximum = tf.maximum(before, tf.reduce_max(tile, axis=axis))
-        shift = _finite(maximum)
-        added = tf.reduce_sum(tf.exp(tile - tf.expand_dims(shift, axis)), axis=axis)
-        total = sums.read(index) * tf.exp(before - shift) + added
-        return maxima.write(index, maximum), sums.write(index, total)
-
-    def log(self, maxima, sums):
-        return sums.unstack(tf.math.log(sums.stack()) + _finite(maxima.stack()))
-
-    def prepare(self, rows, value, upstream):
-        self.value = rows.split(_finite(value))
-        self.upstream = rows.split(upstream)
-
-    def weights_of_rows(self, tile, i):
-        return tf.exp(tile - self.value[i][:, None]) * self.upstream[i][:, None]
-
-    def weights_of_rows_and_columns(self, tile, i, j):
-        for_columns = tf.exp(tile - self.value[j]) * self.upstream[j]
-        return self.weights_of_rows(tile, i) + for_columns

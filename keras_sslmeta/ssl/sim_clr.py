@@ -64,6 +64,7 @@ class SimCLR(TwoViewModel):
         if projector is not None and not isinstance(projector, keras.layers.Layer):
             raise ValueError(f"`projector` must be a Keras layer or model. Received: {projector!r}")
         self.projector = ProjectionHead(name="projector") if projector is None else projector
+        self.build_where_known()
 
     def default_loss(self) -> keras.losses.Loss:
         """NT-Xent at the paper's temperature."""

@@ -1,5 +1,7 @@
 """`TwoViewModel`: what methods that compare views of a sample share."""
 
+import inspect
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,7 +11,7 @@ from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
 
 
-class TwoViewModel(MultiWorkerFit, SavedRandomState):
+class TwoViewModel(SavedRandomState, MultiWorkerFit):
     """Parent of the methods that pretrain an encoder by comparing views of each sample.
 
     It makes the views, refuses what is not one, saves and loads, gives the encoder's features from
@@ -82,10 +84,10 @@ class TwoViewModel(MultiWorkerFit, SavedRandomState):
                 f"stack the views on axis 1. Received: shape={_shapes(inputs)}"
             )
         if isinstance(self.augmentation, (list, tuple)):
-            made = [augment(inputs) for augment in self.augmentation]
+            made = [_augment(augmentation, inputs) for augmentation in self.augmentation]
             return keras.tree.map_structure(lambda *views: tf.stack(views, axis=1), *made)
         copies = keras.tree.map_structure(lambda x: tf.repeat(x, self.views, axis=0), inputs)
-        return view_axis.split(self.augmentation(copies), self.views)
+        return view_axis.split(_augment(self.augmentation, copies), self.views)
 
     def _are_views(self, inputs):
         samples = _sample_shapes(self.encoder)
@@ -93,6 +95,12 @@ class TwoViewModel(MultiWorkerFit, SavedRandomState):
             return self.augmentation is None
         ranks = [len(x.shape) for x in keras.tree.flatten(inputs)]
         return ranks == [len(shape) + 1 for shape in samples]
+
+    def build_where_known(self):
+        """Builds at once if the encoder is built, the last line of a method's constructor: so that
+        `summary`, `BackupAndRestore` and the like need no call first."""
+        if self.encoder.built and _sample_shapes(self.encoder) is not None:
+            self.build(None)
 
     # ------------------------------------------------------------------------- for Keras
 
@@ -186,6 +194,13 @@ def _check_vector(shape):
         "`encoder` must give a feature vector for each sample, (batch, features). "
         f"{remedy} Received: output shape={(None, *shape[1:])}"
     )
+
+
+def _augment(augmentation, inputs):
+    """Random views also where the model is not in training: the loss is defined on them."""
+    function = augmentation.call if isinstance(augmentation, keras.layers.Layer) else augmentation
+    parameters = inspect.signature(function).parameters
+    return augmentation(inputs, **({"training": True} if "training" in parameters else {}))
 
 
 def _placeholder_labels(x, y, sample_weight):

@@ -1,0 +1,81 @@
+"""A matrix cut into blocks of rows, and accumulators of one value a block, for walks over tiles."""
+
+import tensorflow as tf
+
+# Rows of a tile: large enough to multiply at full rate, small enough for a processor's cache.
+TILE = 1024
+
+
+def length(x):
+    """Rows of `x`: a number where it is known, else a tensor."""
+    return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+
+
+def minus_infinity(like):
+    return tf.constant(float("-inf"), like.dtype)
+
+
+def finite(x):
+    """`x` with 0 in place of −inf, which is what a row without keys gives."""
+    return tf.where(tf.equal(x, minus_infinity(x)), tf.zeros_like(x), x)
+
+
+def loop(start, stop, body, state):
+    """`state` after ``state = body(p, *state)`` for p from start to stop − 1."""
+    if isinstance(start, int) and isinstance(stop, int) and start >= stop:
+        return state
+    return tf.while_loop(
+        lambda p, *_: p < stop,
+        lambda p, *state: (p + 1, *body(p, *state)),
+        [start, *state],
+        # Two tiles at once hide each other's latency; more only take memory.
+        parallel_iterations=2,
+    )[1:]
+
+
+def add(array, index, value):
+    return array.write(index, array.read(index) + value)
+
+
+class Blocks:
+    """A matrix cut into `count` blocks of `size` rows, the last one padded.
+
+    Numbers are Python's where the shape is static and tensors where it is not.
+    """
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+        self.dim = matrix.shape[1]
+        self.rows = length(matrix)
+        at_least_one = max if isinstance(self.rows, int) else tf.maximum
+        self.count = at_least_one(1, -(-self.rows // TILE))
+        self.size = at_least_one(1, -(-self.rows // self.count))
+        self.plain = self.split(matrix)
+
+    def split(self, x, fill=0.0):
+        """`(rows, …)` → `(count, size, …)`, padded with `fill`."""
+        padding = self.count * self.size - self.rows
+        x = tf.pad(x, [[0, padding]] + [[0, 0]] * (len(x.shape) - 1), constant_values=fill)
+        return tf.reshape(x, [self.count, self.size, *x.shape[1:]])
+
+    def join(self, array):
+        """Array of `(size, …)` blocks → `(rows, …)`, the padding cut off."""
+        blocks = array.stack()
+        joined = tf.reshape(blocks, [self.count * self.size, *blocks.shape[2:]])[: self.rows]
+        return tf.ensure_shape(joined, [self.matrix.shape[0], *blocks.shape[2:]])
+
+    def array(self, *shape, fill=0.0):
+        """One accumulator a block, of `(size, *shape)`."""
+        filled = tf.fill([self.count, self.size, *shape], tf.cast(fill, self.matrix.dtype))
+        filled = tf.ensure_shape(filled, [None, None, *shape])
+        return tf.TensorArray(
+            self.matrix.dtype, self.count, clear_after_read=False, element_shape=filled.shape[1:]
+        ).unstack(filled)
+
+    def biased(self, shift, left):
+        """The blocks with two more columns: a product of a left and a right block is then
+        ``s_ij − shift``, and −inf in the padding, without another walk over the tile for either."""
+        ones = tf.ones([self.rows, 1], self.matrix.dtype)
+        bias = self.split(ones * (-shift if left else 0.0), fill=float("-inf"))
+        ones = self.split(ones, fill=1.0)
+        return tf.concat([self.plain, bias, ones] if left else [self.plain, ones, bias], axis=2)

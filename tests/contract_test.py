@@ -1,0 +1,309 @@
+"""What every public loss and model keeps, one row a class.
+
+A new loss adds a row to `LOSSES`, a new model one to `MODELS`; nothing else here needs to change.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_sslmeta as ksm
+
+RNG = np.random.default_rng(0)
+# Batches of 16 leave an uneven last one of 5.
+SAMPLES, BATCH = 37, 16
+IMAGES = RNG.uniform(0, 255, size=(SAMPLES, 6, 6, 1)).astype("float32")
+VIEWS = RNG.uniform(0, 255, size=(SAMPLES, 2, 6, 6, 1)).astype("float32")
+EMBEDDINGS = RNG.normal(size=(SAMPLES, 2, 8)).astype("float32")
+WEIGHTS = RNG.uniform(0.5, 1.5, size=SAMPLES).astype("float32")
+
+
+@dataclasses.dataclass
+class LossRow:
+    """A loss, how to build it, what to fit it on, and what it must refuse."""
+
+    build: Callable[..., keras.losses.Loss]
+    x: np.ndarray
+    # Argument of the constructor, what it must not be, and what the error must say.
+    refused: list[tuple[str, object, str]]
+    # With what the forward pass may differ under mixed precision.
+    half_precision: float = 2e-2
+    y: np.ndarray | None = None
+
+
+@dataclasses.dataclass
+class ModelRow:
+    """A model, how to build it afresh, and the data it fits."""
+
+    build: Callable[[], keras.Model]
+    x: np.ndarray
+    plain: np.ndarray
+    half_precision: float = 2e-2
+    y: np.ndarray | None = None
+
+
+def encoder():
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(4, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8),
+        ]
+    )
+
+
+LOSSES = {
+    "NTXent": LossRow(
+        lambda **kwargs: ksm.losses.NTXent(**{"temperature": 0.3, **kwargs}),
+        EMBEDDINGS,
+        refused=[("temperature", 0.0, "`temperature` must be a positive number")],
+    ),
+}
+MODELS = {
+    "SimCLR on views": ModelRow(lambda: ksm.SimCLR(encoder()), VIEWS, IMAGES),
+    "SimCLR with augmentation": ModelRow(
+        lambda: ksm.SimCLR(
+            encoder(), augmentation=ksm.layers.SimCLRAugmentation(6, flip=False, seed=5)
+        ),
+        IMAGES,
+        IMAGES,
+    ),
+}
+
+every_loss = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES)
+every_model = pytest.mark.parametrize("row", MODELS.values(), ids=MODELS)
+# A row a strategy: plain models around losses, and our own models.
+FITTED = {**LOSSES, **MODELS}
+everything = pytest.mark.parametrize("name", FITTED)
+
+
+def build(name, **loss_arguments):
+    """A model that fits the row's data, from the same seed every time, not compiled."""
+    keras.utils.set_random_seed(7)
+    row = FITTED[name]
+    if isinstance(row, ModelRow):
+        return row.build(), {}
+    model = keras.Sequential([keras.Input(row.x.shape[1:]), keras.layers.Dense(8)])
+    return model, {"loss": row.build(**loss_arguments)}
+
+
+def compiled(name, **settings):
+    model, loss = build(name)
+    model.compile(keras.optimizers.Adam(1e-2), **loss, **settings)
+    return model
+
+
+def fit(model, name, epochs=2, y=None, **kwargs):
+    row = FITTED[name]
+    y = row.y if y is None else y
+    history = model.fit(
+        row.x, y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, **kwargs
+    )
+    return np.array(history.history["loss"])
+
+
+def assert_same_weights(model, other, **tolerance):
+    for x, y in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(x, y, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def test_every_public_loss_and_model_has_a_row():
+    """A class that nobody entered here would escape every test below."""
+    parents = {"BatchLoss", "TwoViewModel"}
+    rows = {name.split()[0] for name in FITTED}
+    public = set(ksm.losses.__all__) | set(ksm.ssl.__all__)
+    assert public - parents == rows
+
+
+@every_loss
+def test_losses_survive_their_config(row):
+    loss = row.build(name="mine", reduction="sum", dtype="float32")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(again) is type(loss) and again.get_config() == loss.get_config()
+    np.testing.assert_array_equal(again(row.y, row.x), loss(row.y, row.x))
+
+
+@every_loss
+def test_losses_refuse_bad_arguments(row):
+    assert row.refused
+    for argument, value, message in row.refused:
+        with pytest.raises(ValueError, match=message) as error:
+            row.build(**{argument: value})
+        assert "Received" in str(error.value) and repr(value) in str(error.value)
+
+
+@every_loss
+def test_losses_give_one_value_a_sample_that_keras_reduces(row):
+    values = row.build(reduction=None)(row.y, row.x)
+    assert values.shape == (SAMPLES,)
+    np.testing.assert_allclose(row.build()(row.y, row.x), np.mean(values), rtol=1e-5)
+    np.testing.assert_allclose(
+        row.build()(row.y, row.x, sample_weight=WEIGHTS), np.mean(values * WEIGHTS), rtol=1e-5
+    )
+
+
+@every_loss
+def test_losses_in_half_precision(row):
+    expected = row.build()(row.y, row.x)
+    for dtype in ("float16", "bfloat16"):
+        got = row.build()(row.y, tf.cast(row.x, dtype))
+        np.testing.assert_allclose(got, expected, rtol=row.half_precision)
+
+
+@everything
+def test_save_and_load_without_custom_objects(name, tmp_path):
+    model = compiled(name)
+    fit(model, name)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert_same_weights(model, again)
+    np.testing.assert_array_equal(fit(again, name), fit(model, name))
+    assert_same_weights(model, again)
+
+
+@every_model
+def test_predict_and_summary_of_a_loaded_model(row, tmp_path):
+    model = row.build()
+    model.compile()
+    model.fit(row.x, row.y, batch_size=BATCH, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    expected = model.predict(row.plain, verbose=0)
+    assert len(expected) == SAMPLES
+    np.testing.assert_array_equal(again.predict(row.plain, verbose=0), expected)
+    lines: list[str] = []
+    again.summary(print_fn=lines.append)
+    assert any("Trainable params" in line for line in lines)
+
+
+@everything
+def test_sample_weights(name):
+    weighted = compiled(name).evaluate(
+        FITTED[name].x, np.zeros(SAMPLES), sample_weight=WEIGHTS, batch_size=BATCH, verbose=0
+    )
+    plain = compiled(name).evaluate(FITTED[name].x, np.zeros(SAMPLES), batch_size=BATCH, verbose=0)
+    doubled = compiled(name).evaluate(
+        FITTED[name].x,
+        np.zeros(SAMPLES),
+        sample_weight=np.full(SAMPLES, 2.0),
+        batch_size=BATCH,
+        verbose=0,
+    )
+    np.testing.assert_allclose(doubled, 2 * plain, rtol=1e-5)
+    assert abs(weighted - plain) > 1e-4
+
+
+@everything
+def test_eager_and_graph_and_several_steps_at_once_are_the_same(name):
+    graph = compiled(name)
+    expected = fit(graph, name)
+    for settings in ({"run_eagerly": True}, {"steps_per_execution": 2}):
+        model = compiled(name, **settings)
+        np.testing.assert_allclose(fit(model, name), expected, rtol=1e-5)
+        assert_same_weights(model, graph, rtol=1e-4, atol=1e-5)
+
+
+@everything
+def test_compiled_by_xla(name):
+    graph, xla = compiled(name), compiled(name, jit_compile=True)
+    np.testing.assert_allclose(fit(xla, name), fit(graph, name), rtol=1e-4)
+    assert_same_weights(xla, graph, rtol=1e-3, atol=1e-4)
+
+
+@everything
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(name, policy):
+    """The loss is near float32's, and steps are of the same size, not scaled away."""
+
+    def loss_and_path():
+        model, loss = build(name)
+        model.compile(keras.optimizers.SGD(1e-2), **loss)
+        start = [w.copy() for w in model.get_weights()]
+        row = FITTED[name]
+        value = model.evaluate(row.x, row.y, batch_size=BATCH, verbose=0)
+        # Float16 skips its first steps, until the optimiser has found the scale of the loss.
+        fit(model, name, epochs=12)
+        return value, sum(
+            np.linalg.norm(after - before)
+            for after, before in zip(model.get_weights(), start, strict=True)
+        )
+
+    full, path = loss_and_path()
+    keras.config.set_dtype_policy(policy)
+    try:
+        half, half_path = loss_and_path()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_allclose(half, full, rtol=FITTED[name].half_precision)
+    assert 0.5 * path < half_path < 2 * path
+
+
+@everything
+def test_resumed_from_a_backup_equals_uninterrupted(name, tmp_path):
+    straight = compiled(name)
+    expected = fit(straight, name, epochs=4)
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(compiled(name), name, epochs=4, callbacks=[backup(), Interrupt()])
+    resumed = compiled(name)
+    last = fit(resumed, name, epochs=4, callbacks=[backup()])
+    np.testing.assert_array_equal(last, expected[2:])
+    assert_same_weights(resumed, straight)
+
+
+TWO_REPLICAS = """
+import sys
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+import contract_test as contract
+for name in sys.argv[2:]:
+    results = []
+    for scope in (tf.distribute.get_strategy().scope, strategy.scope):
+        with scope():
+            model = contract.compiled(name)
+        results.append((contract.fit(model, name), *model.get_weights()))
+    for one, two in zip(*results, strict=True):
+        scale = max(np.abs(x).max() for x in results[0])
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+    print("same:", name)
+"""
+
+
+@pytest.mark.slow
+def test_one_replica_is_two():
+    """With an uneven last batch; models that draw at random, which replicas do apart, are left out."""
+    names = [name for name in FITTED if "augmentation" not in name]
+    env = {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", TWO_REPLICAS, "run", *names],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert run.stdout.split("\n")[:-1] == [f"same: {name}" for name in names]

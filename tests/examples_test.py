@@ -1,0 +1,61 @@
+"""Each example runs at a tiny size, in a process and folder of its own, and writes what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TFDS = ROOT.parent / "shared" / "data" / "tfds"
+
+
+def run(folder, script, *arguments):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    return subprocess.run(
+        [sys.executable, ROOT / "examples" / script, *arguments],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    done = run(tmp_path, "quickstart.py", "--epochs", "2", "--train_size", "300", "--seed", "3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "quickstart.json").read_text())
+    assert result["contrastive"].keys() == {"one_shot", "five_shot"}
+    for accuracies in result["contrastive"].values():
+        assert accuracies.keys() == {"raw", "untrained", "pretrained"}
+        for accuracy, half_interval in accuracies.values():
+            assert 10 < accuracy < 100 and 0 < half_interval < 2
+    assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    assert "pretrained encoder" in done.stdout and "4/4" in done.stdout
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_quickstart_says_what_it_would_download(tmp_path):
+    done = run(tmp_path, "quickstart.py", "--dataset", "mnist", "--data_dir", str(tmp_path))
+    assert done.returncode != 0
+    assert " MB " in done.stderr and "--download" in done.stderr and "Traceback" not in done.stderr
+    done = run(tmp_path, "quickstart.py", "--dataset", "mnits")
+    assert done.returncode != 0 and "mnist" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not TFDS.exists(), reason="needs image sets prepared by TFDS beside the checkout"
+)
+def test_quickstart_on_photographs(tmp_path):
+    done = run(
+        tmp_path, "quickstart.py", "--dataset", "cifar10", "--data_dir", str(TFDS),
+        "--epochs", "1", "--train_size", "256",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "quickstart.json").exists()

@@ -1,0 +1,267 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_sslmeta as ksm
+from keras_sslmeta import SimCLR
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(size=(32, 8, 8, 1)).astype("float32")
+VIEWS = RNG.uniform(size=(32, 2, 8, 8, 1)).astype("float32")
+
+
+def small_encoder(*layers):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3, activation="relu"),
+            *(layers or [keras.layers.GlobalAveragePooling2D()]),
+        ]
+    )
+
+
+class SubclassedEncoder(keras.Model):
+    """Tells nothing of its shapes before it has been called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flatten = keras.layers.Flatten()
+        self.dense = keras.layers.Dense(5)
+
+    def call(self, x):
+        return self.dense(self.flatten(x))
+
+
+def fit(model, x=VIEWS, **kwargs):
+    model.compile(keras.optimizers.SGD(0.1))
+    return model.fit(x, batch_size=16, verbose=0, **kwargs).history["loss"]
+
+
+def test_the_loss_is_nt_xent_of_the_projected_views():
+    model = SimCLR(small_encoder())
+    model.compile()
+    flat = VIEWS.reshape(64, 8, 8, 1)
+    projections = np.reshape(model.projector(model.encoder(flat)), (32, 2, 128))
+    expected = ksm.losses.NTXent(0.1)(None, projections)
+    np.testing.assert_allclose(model.evaluate(VIEWS, batch_size=32, verbose=0), expected, rtol=1e-5)
+    np.testing.assert_allclose(model(VIEWS), projections, rtol=1e-4, atol=1e-6)
+
+
+def test_the_default_head_is_the_papers():
+    model = SimCLR(small_encoder())
+    model(VIEWS)
+    widths = [layer.units for layer in model.projector.blocks if hasattr(layer, "units")]
+    assert widths == [4, 128] and len(model.projector.blocks) == 3
+
+
+def test_predict_gives_the_encoders_features_of_plain_samples():
+    model = SimCLR(small_encoder(keras.layers.Flatten(), keras.layers.Dropout(0.5)))
+    fit(model)
+    features = model.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(features, model.encoder(IMAGES), rtol=1e-5, atol=1e-6)
+
+
+def test_training_moves_encoder_and_head_and_lowers_the_loss():
+    keras.utils.set_random_seed(0)
+    related = np.repeat(IMAGES[:, None], 2, axis=1) + 0.01 * VIEWS
+    model = SimCLR(small_encoder(keras.layers.Flatten()))
+    model(related)
+    before = [weight.copy() for weight in model.get_weights()]
+    losses = fit(model, related, epochs=5)
+    assert losses[-1] < 0.8 * losses[0]
+    for x, y in zip(before, model.get_weights(), strict=True):
+        assert not np.array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        keras.layers.RandomTranslation(0.2, 0.2, seed=1),
+        [keras.layers.RandomTranslation(0.2, 0.2, seed=1), keras.layers.RandomFlip(seed=2)],
+        lambda x: x + tf.random.normal(tf.shape(x)),
+    ],
+    ids=["one for all views", "one a view", "any callable"],
+)
+def test_augmentation_makes_views_in_training_and_in_evaluation(augmentation):
+    model = SimCLR(small_encoder(keras.layers.Flatten()), augmentation=augmentation)
+    views = model.views_of(tf.constant(IMAGES)).numpy()
+    assert views.shape == (32, 2, 8, 8, 1)
+    assert not np.array_equal(views[:, 0], views[:, 1])
+    fit(model, IMAGES)
+    seen = []
+    inner = model.encoder.call
+
+    def record(x, **kwargs):
+        seen.append(x)
+        return inner(x, **kwargs)
+
+    model.encoder.call = record
+    model(tf.constant(IMAGES), training=False)
+    merged = seen[0].numpy().reshape(32, 2, 8, 8, 1)
+    assert not np.array_equal(merged[:, 0], merged[:, 1])
+
+
+def test_more_than_two_views():
+    model = SimCLR(small_encoder(), augmentation=keras.layers.RandomTranslation(0.2, 0.2), views=4)
+    model.compile()
+    assert model(IMAGES).shape == (32, 4, 128)
+    assert np.isfinite(model.fit(IMAGES, verbose=0).history["loss"][0])
+
+
+def test_ready_made_views_are_welcome_beside_an_augmentation():
+    with_augmentation = SimCLR(small_encoder(), augmentation=keras.layers.RandomFlip())
+    np.testing.assert_array_equal(with_augmentation.views_of(tf.constant(VIEWS)), VIEWS)
+
+
+def mobile_net():
+    return keras.applications.MobileNetV2(
+        (32, 32, 3), weights=None, include_top=False, pooling="avg", alpha=0.35
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (SubclassedEncoder, (8, 8, 1)),
+        (lambda: keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)]), (8, 8, 1)),
+        (mobile_net, (32, 32, 3)),
+    ],
+    ids=["subclassed", "unbuilt", "keras.applications"],
+)
+def test_encoders_of_every_kind(build, shape):
+    encoder = build()
+    x = RNG.uniform(size=(8, 2, *shape)).astype("float32")
+    model = SimCLR(encoder)
+    fit(model, x)
+    assert model.predict(x[:, 0], verbose=0).shape == (8, encoder(x[:, 0]).shape[-1])
+
+
+def test_several_inputs():
+    left, right = keras.Input((4,), name="left"), keras.Input((3,), name="right")
+    features = keras.layers.Dense(6)(keras.layers.Concatenate()([left, right]))
+    encoder = keras.Model({"left": left, "right": right}, features)
+    x = {
+        "left": RNG.normal(size=(16, 2, 4)).astype("float32"),
+        "right": RNG.normal(size=(16, 2, 3)).astype("float32"),
+    }
+    model = SimCLR(encoder)
+    assert np.isfinite(fit(model, x, sample_weight=np.ones(16))[0])
+    plain = {key: value[:, 0] for key, value in x.items()}
+    assert model.predict(plain, verbose=0).shape == (16, 6)
+
+
+def test_frozen_layers_stay_and_losses_of_layers_count():
+    encoder = small_encoder(
+        keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, kernel_regularizer="l2")
+    )
+    encoder.layers[0].trainable = False
+    model = SimCLR(encoder)
+    frozen = encoder.layers[0].get_weights()[0].copy()
+    regularized = fit(model)
+    np.testing.assert_array_equal(encoder.layers[0].get_weights()[0], frozen)
+    model.compile()
+    total = model.evaluate(VIEWS, batch_size=32, verbose=0)
+    contrastive = float(ksm.losses.NTXent()(None, model(VIEWS)))
+    penalty = 0.01 * float(np.sum(encoder.layers[-1].kernel.numpy() ** 2))
+    np.testing.assert_allclose(total, contrastive + penalty, rtol=1e-5)
+    assert regularized
+
+
+def test_weights_without_labels_are_not_dropped():
+    weights = RNG.uniform(size=32).astype("float32")
+    model = SimCLR(small_encoder())
+    model.compile()
+    got = model.evaluate(VIEWS, batch_size=32, sample_weight=weights, verbose=0)
+    values = ksm.losses.NTXent(reduction=None)(None, model(VIEWS))
+    np.testing.assert_allclose(got, np.mean(values * weights), rtol=1e-5)
+
+
+def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
+    """Dropout and augmentation go on from where they were, bit for bit."""
+
+    def build():
+        keras.utils.set_random_seed(3)
+        encoder = small_encoder(keras.layers.Flatten(), keras.layers.Dropout(0.3))
+        model = SimCLR(encoder, augmentation=ksm.layers.SimCLRAugmentation(8, flip=False))
+        model.compile(keras.optimizers.Adam(1e-2))
+        return model
+
+    def run(model, start, stop):
+        return model.fit(
+            IMAGES, batch_size=16, shuffle=False, verbose=0, initial_epoch=start, epochs=stop
+        ).history["loss"]
+
+    straight = build()
+    losses = run(straight, 0, 4)
+    model = build()
+    first = run(model, 0, 2)
+    model.save(tmp_path / "model.keras")
+    keras.utils.set_random_seed(99)
+    model = keras.models.load_model(tmp_path / "model.keras")
+    assert first + run(model, 2, 4) == losses
+    for x, y in zip(straight.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_encoder_saved_alone_is_a_plain_keras_model(tmp_path):
+    model = SimCLR(small_encoder())
+    fit(model)
+    model.encoder.save(tmp_path / "encoder.keras")
+    encoder = keras.models.load_model(tmp_path / "encoder.keras")
+    np.testing.assert_array_equal(
+        encoder.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SimCLR(3), r"`encoder` must be a keras\.Model.*Received: 3 \(of type int\)"),
+        (
+            lambda: SimCLR(small_encoder(keras.layers.ReLU())),
+            r"Add keras\.layers\.GlobalAveragePooling2D\(\).*\(None, 6, 6, 4\)",
+        ),
+        (
+            lambda: SimCLR(keras.Sequential([keras.Input((9, 4)), keras.layers.Conv1D(3, 2)])),
+            r"GlobalAveragePooling1D.*\(None, 8, 3\)",
+        ),
+        (lambda: SimCLR(two_outputs()), r"must have one output.*2 outputs"),
+        (lambda: SimCLR(small_encoder(), views=1), r"`views` must be.*views=1"),
+        (
+            lambda: SimCLR(small_encoder(), [keras.layers.RandomFlip()]),
+            r"a list of one a view, here 2.*a list of 1",
+        ),
+        (lambda: SimCLR(small_encoder(), "crop"), r"`augmentation` must be a layer or callable"),
+        (lambda: SimCLR(small_encoder(), projector=4), r"`projector` must be a Keras layer"),
+    ],
+)
+def test_refused_by_the_constructor(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def two_outputs():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(3)(inputs)])
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (lambda: SimCLR(small_encoder()), IMAGES, "got plain samples: pass an augmentation"),
+        (lambda: SimCLR(small_encoder()), VIEWS[:, :1], "needs at least two"),
+        (lambda: SimCLR(SubclassedEncoder()), VIEWS[:, :1], "needs at least two"),
+        (
+            lambda: SimCLR(keras.Sequential([keras.layers.Conv2D(3, 3)])),
+            VIEWS,
+            "GlobalAveragePooling2D",
+        ),
+    ],
+)
+def test_refused_before_the_first_step(model, x, message):
+    model = model()
+    model.compile()
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, verbose=0)
+    assert model.optimizer.iterations == 0
