@@ -41,10 +41,11 @@ class Bounded:
         return (rows.array(),)
 
     def add_rows(self, sums, tile, i):
-        return (row_blocks.add(sums[0], i, tf.reduce_sum(tile, axis=1)),)
+        # Sums as products: faster than reductions, the more so over the outer axis.
+        ones = tf.ones([tf.shape(tile)[1], 1], tile.dtype)
+        return (row_blocks.add(sums[0], i, tf.matmul(tile, ones)[:, 0]),)
 
     def add_columns(self, sums, tile, j):
-        # As a product: a reduction over the outer axis walks the tile against its order in memory.
         ones = tf.ones([1, tf.shape(tile)[0]], tile.dtype)
         return (row_blocks.add(sums[0], j, tf.matmul(ones, tile)[0]),)
 
