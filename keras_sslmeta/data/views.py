@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_sslmeta.mechanisms import augmented_views
+
 _BUFFER = 10_000  # Samples of a dataset to shuffle among, where its user names no number.
 
 
@@ -71,7 +73,7 @@ def two_views(
     _check_count("views", views)
     if not isinstance(shuffle, (bool, np.bool_)):
         _check_count("shuffle", shuffle)
-    augmentations = _augmentations(augmentation, views)
+    augmented_views.check(augmentation, views)
     seed = random.randint(0, 2**31 - 1) if seed is None else seed
     if not isinstance(seed, numbers.Integral) or seed < 0:
         raise ValueError(f"`seed` must be None or an integer from 0. Received: {seed!r}")
@@ -83,7 +85,7 @@ def two_views(
         batches = _batches_of_arrays(x, y, batch_size, bool(shuffle), int(seed), drop_remainder)
 
     def augment(samples, *labels):
-        stack = _views_of(samples, augmentations)
+        stack = _to_float(augmented_views.make(_to_float(samples), augmentation, views))
         return (stack, *labels) if labels else stack
 
     # Not in parallel: the augmentation's random state has to be drawn in order.
@@ -144,42 +146,8 @@ def _batches_of_dataset(dataset, batch_size, shuffle, seed, drop_remainder) -> t
     return batches
 
 
-def _views_of(samples, augmentations):
-    """A nest of `(batch, views, …)` from a nest of `(batch, …)`."""
-    samples = keras.tree.map_structure(lambda array: tf.cast(array, tf.float32), samples)
-    views = [
-        augment(samples, training=True)
-        if isinstance(augment, keras.layers.Layer)
-        else augment(samples)
-        for augment in augmentations
-    ]
-    shapes = {str(keras.tree.map_structure(lambda v: tuple(v.shape), view)) for view in views}
-    if len(shapes) > 1:
-        raise ValueError(
-            "`augmentation` must give all views of a sample one shape. "
-            f"Received: {', '.join(sorted(shapes))}"
-        )
-    return keras.tree.map_structure(
-        lambda *arrays: tf.stack([tf.cast(array, tf.float32) for array in arrays], axis=1), *views
-    )
-
-
-def _augmentations(augmentation, views: int) -> list[Callable]:
-    """One augmentation a view."""
-    several = isinstance(augmentation, (list, tuple))
-    augmentations = list(augmentation) if several else [augmentation] * views
-    if len(augmentations) != views:
-        raise ValueError(
-            "`augmentation` must be one callable, or as many as `views`. "
-            f"Received: {len(augmentations)} of them and views={views}"
-        )
-    refused = [augment for augment in augmentations if not callable(augment)]
-    if refused:
-        raise ValueError(
-            "`augmentation` must be a Keras layer or another callable, or one for each view. "
-            f"Received: {refused[0]!r}"
-        )
-    return augmentations
+def _to_float(nest):
+    return keras.tree.map_structure(lambda array: tf.cast(array, tf.float32), nest)
 
 
 def _tensors(arrays):

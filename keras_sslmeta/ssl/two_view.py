@@ -1,12 +1,10 @@
 """`TwoViewModel`: what methods that compare views of a sample share."""
 
-import inspect
-
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import view_axis
+from keras_sslmeta.mechanisms import augmented_views, view_axis
 from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
 
@@ -83,11 +81,7 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
                 f"`{type(self).__name__}(encoder, augmentation=SimCLRAugmentation((32, 32)))`, or "
                 f"stack the views on axis 1. Received: shape={_shapes(inputs)}"
             )
-        if isinstance(self.augmentation, (list, tuple)):
-            made = [_augment(augmentation, inputs) for augmentation in self.augmentation]
-            return keras.tree.map_structure(lambda *views: tf.stack(views, axis=1), *made)
-        copies = keras.tree.map_structure(lambda x: tf.repeat(x, self.views, axis=0), inputs)
-        return view_axis.split(_augment(self.augmentation, copies), self.views)
+        return augmented_views.make(inputs, self.augmentation, self.views)
 
     def _are_views(self, inputs):
         samples = _sample_shapes(self.encoder)
@@ -196,13 +190,6 @@ def _check_vector(shape):
     )
 
 
-def _augment(augmentation, inputs):
-    """Random views also where the model is not in training: the loss is defined on them."""
-    function = augmentation.call if isinstance(augmentation, keras.layers.Layer) else augmentation
-    parameters = inspect.signature(function).parameters
-    return augmentation(inputs, **({"training": True} if "training" in parameters else {}))
-
-
 def _placeholder_labels(x, y, sample_weight):
     """Zeros where weights come without labels: Keras would drop the weights without a word."""
     if y is not None or sample_weight is None:
@@ -213,18 +200,8 @@ def _placeholder_labels(x, y, sample_weight):
 def _check_views(views, augmentation):
     if not isinstance(views, int) or isinstance(views, bool) or views < 2:
         raise ValueError(f"`views` must be an integer of at least 2. Received: views={views!r}")
-    if isinstance(augmentation, (list, tuple)):
-        if len(augmentation) != views:
-            raise ValueError(
-                f"`augmentation` must be one callable, or a list of one a view, here {views}. "
-                f"Received: a list of {len(augmentation)}"
-            )
-        callables = list(augmentation)
-    else:
-        callables = [] if augmentation is None else [augmentation]
-    for augment in callables:
-        if not callable(augment):
-            raise ValueError(f"`augmentation` must be a layer or callable. Received: {augment!r}")
+    if augmentation is not None:
+        augmented_views.check(augmentation, views)
 
 
 def _sample_shapes(encoder):

@@ -230,9 +230,12 @@ def test_the_encoder_saved_alone_is_a_plain_keras_model(tmp_path):
         (lambda: SimCLR(small_encoder(), views=1), r"`views` must be.*views=1"),
         (
             lambda: SimCLR(small_encoder(), [keras.layers.RandomFlip()]),
-            r"a list of one a view, here 2.*a list of 1",
+            r"a list of one a view.*1 of them and views=2",
         ),
-        (lambda: SimCLR(small_encoder(), "crop"), r"`augmentation` must be a layer or callable"),
+        (
+            lambda: SimCLR(small_encoder(), "crop"),
+            r"`augmentation` must be a Keras layer or another callable",
+        ),
         (lambda: SimCLR(small_encoder(), projector=4), r"`projector` must be a Keras layer"),
     ],
 )

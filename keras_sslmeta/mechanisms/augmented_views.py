@@ -1,0 +1,56 @@
+"""Random views of samples, made by one augmentation for all views or by one for each."""
+
+import inspect
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from keras_sslmeta.mechanisms import view_axis
+
+
+def check(augmentation, views: int) -> None:
+    """Refuses what `make` cannot use."""
+    if not isinstance(views, int) or isinstance(views, bool) or views < 1:
+        raise ValueError(f"`views` must be a positive integer. Received: views={views!r}")
+    several = isinstance(augmentation, (list, tuple))
+    if several and len(augmentation) != views:
+        raise ValueError(
+            "`augmentation` must be one callable, or a list of one a view. "
+            f"Received: {len(augmentation)} of them and views={views}"
+        )
+    for augment in augmentation if several else [augmentation]:
+        if not callable(augment):
+            raise ValueError(
+                "`augmentation` must be a Keras layer or another callable, or a list of one a "
+                f"view. Received: {augment!r}"
+            )
+
+
+def make(samples, augmentation: "Callable | list[Callable] | tuple[Callable, ...]", views: int):
+    """`(batch, …)` → `(batch, views, …)`, for structures of tensors.
+
+    A single augmentation is called once, on `views` copies of the batch: each image of it must
+    get a draw of its own, as from every layer of ours and of Keras.
+    """
+    if not isinstance(augmentation, (list, tuple)):
+        copies = keras.tree.map_structure(lambda x: tf.repeat(x, views, axis=0), samples)
+        return view_axis.split(_augment(augmentation, copies), views)
+    made = [_augment(augment, samples) for augment in augmentation]
+    shapes = {str(keras.tree.map_structure(lambda x: tuple(x.shape), view)) for view in made}
+    if len(shapes) > 1:
+        raise ValueError(
+            "`augmentation` must give all views of a sample one shape. "
+            f"Received: {', '.join(sorted(shapes))}"
+        )
+    return keras.tree.map_structure(lambda *views: tf.stack(views, axis=1), *made)
+
+
+def _augment(augmentation, samples):
+    """Random also where the model around is not in training: a loss on views is defined on them."""
+    function = augmentation.call if isinstance(augmentation, keras.layers.Layer) else augmentation
+    try:
+        takes_training = "training" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # Built-in functions have no signature.
+        takes_training = False
+    return augmentation(samples, **({"training": True} if takes_training else {}))
