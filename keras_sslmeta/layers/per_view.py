@@ -42,17 +42,18 @@ class PerView(keras.layers.Layer):
 
     def build(self, input_shape):
         if not self.layer.built:
-            self.layer.build(_without_views(input_shape))
+            # A symbolic call builds any layer, subclassed models without a `build` too.
+            self.layer(
+                keras.tree.map_shape_structure(
+                    lambda shape: keras.KerasTensor((shape[0], *shape[2:])), input_shape
+                )
+            )
         self.built = True
 
     def call(self, views):
         # Keras hands `training` on to the layers within.
-        return view_axis.split(self.layer(view_axis.merge(views)), view_axis.count(views))
-
-    def compute_output_shape(self, input_shape):
-        count = _view_counts(input_shape)[0]
-        shape = self.layer.compute_output_shape(_without_views(input_shape))
-        return (shape[0], count, *shape[1:])
+        count = view_axis.count(views)
+        return view_axis.split(self.layer(view_axis.merge(views)), count)
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)
@@ -62,25 +63,3 @@ class PerView(keras.layers.Layer):
     def from_config(cls, config):
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})
-
-
-def _is_shape(x):
-    return isinstance(x, (tuple, list)) and all(n is None or isinstance(n, int) for n in x)
-
-
-def _map_shapes(function, shapes):
-    if _is_shape(shapes):
-        return function(tuple(shapes))
-    if isinstance(shapes, dict):
-        return {key: _map_shapes(function, shape) for key, shape in shapes.items()}
-    return [_map_shapes(function, shape) for shape in shapes]
-
-
-def _without_views(shapes):
-    return _map_shapes(lambda shape: (shape[0], *shape[2:]), shapes)
-
-
-def _view_counts(shapes):
-    counts: list = []
-    _map_shapes(lambda shape: counts.append(shape[1]), shapes)
-    return counts
