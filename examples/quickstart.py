@@ -18,11 +18,13 @@ import json
 import math
 import time
 
-import keras
-import matplotlib.figure
-import numpy as np
 
-import keras_sslmeta as ksm
+def positive(text):
+    """A positive whole number of the command line."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be positive, not {text}")
+    return int(text)
+
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,9 +35,16 @@ parser.add_argument(
 )
 parser.add_argument("--data_dir", help="where TFDS keeps its data sets")
 parser.add_argument("--download", action="store_true", help="let TFDS download the data set")
-parser.add_argument("--epochs", type=int, help="default: 100 for digits, else 10")
-parser.add_argument("--train_size", type=int, help="use only so many unlabelled images")
+parser.add_argument("--epochs", type=positive, help="default: 100 for digits, else 10")
+parser.add_argument("--train_size", type=positive, help="use only so many unlabelled images")
 arguments = parser.parse_args()
+
+# After the arguments, so that --help answers at once.
+import keras
+import matplotlib.figure
+import numpy as np
+
+import keras_sslmeta as ksm
 
 keras.utils.set_random_seed(arguments.seed)
 started = time.perf_counter()

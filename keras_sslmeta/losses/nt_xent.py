@@ -1,6 +1,7 @@
 """NT-Xent, the loss of SimCLR (Chen et al. 2020)."""
 
 import math
+import numbers
 
 import keras
 import tensorflow as tf
@@ -116,7 +117,7 @@ class NTXent(BatchLoss):
 
 
 def _positive_number(name, value):
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:
         raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
     return float(value)
@@ -127,7 +128,8 @@ def _check_views(y_pred, gather):
     if len(shape) != 3:
         raise ValueError(
             "`y_pred` must hold the embeddings of all views of a sample, of shape "
-            f"(batch, views, dim). Received: shape={shape}"
+            "(batch, views, dim): stack views on axis 1, and wrap an encoder of single samples in "
+            f"`keras_sslmeta.layers.PerView`. Received: shape={shape}"
         )
     if shape[1] is None or shape[2] is None:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Random views of samples, made by one augmentation for all views or by one for each."""
 
 import inspect
+import numbers
 from collections.abc import Callable
 
 import keras
@@ -9,14 +10,15 @@ import tensorflow as tf
 from keras_sslmeta.mechanisms import view_axis
 
 
-def check(augmentation, views: int) -> None:
+def check(augmentation, views) -> None:
     """Refuses what `make` cannot use."""
-    if not isinstance(views, int) or isinstance(views, bool) or views < 1:
+    if not isinstance(views, numbers.Integral) or isinstance(views, bool) or views < 1:
         raise ValueError(f"`views` must be a positive integer. Received: views={views!r}")
     several = isinstance(augmentation, (list, tuple))
     if several and len(augmentation) != views:
         raise ValueError(
-            "`augmentation` must be one callable, or a list of one a view. "
+            "`augmentation` must be one callable, or a list of one a view (to chain several, use "
+            "keras.Sequential). "
             f"Received: {len(augmentation)} of them and views={views}"
         )
     for augment in augmentation if several else [augmentation]:
@@ -53,4 +55,11 @@ def _augment(augmentation, samples):
         takes_training = "training" in inspect.signature(function).parameters
     except (TypeError, ValueError):  # Built-in functions have no signature.
         takes_training = False
-    return augmentation(samples, **({"training": True} if takes_training else {}))
+    view = augmentation(samples, **({"training": True} if takes_training else {}))
+    before, after = ([len(x.shape) for x in keras.tree.flatten(nest)] for nest in (samples, view))
+    if before != after:
+        raise ValueError(
+            "`augmentation` must make one view of each sample, of the same rank: it is called for "
+            f"as many views as are wanted. Received: ranks {after} from samples of ranks {before}"
+        )
+    return view

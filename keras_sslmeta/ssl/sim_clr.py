@@ -4,6 +4,7 @@ import keras
 
 from keras_sslmeta.layers.projection_head import ProjectionHead
 from keras_sslmeta.losses.nt_xent import NTXent
+from keras_sslmeta.mechanisms import view_axis
 from keras_sslmeta.ssl.two_view import TwoViewModel
 
 
@@ -23,9 +24,9 @@ class SimCLR(TwoViewModel):
     Args:
         encoder: a `keras.Model`, `(batch, …) → (batch, features)`; trained in place.
         augmentation: layer, callable or list of one a view, that turns plain samples into views, such as
-            `keras_sslmeta.layers.SimCLRAugmentation((32, 32))`. Defaults to None: views come ready-made,
-            `(batch, views, …)`.
-        projector: a Keras layer or model on the features. Defaults to None, which is
+            `keras_sslmeta.layers.SimCLRAugmentation((32, 32))`, whose `value_range` must be that of the
+            images. Defaults to None: views come ready-made, `(batch, views, …)`.
+        projector: a Keras layer or model on the features, `(n, features) → (n, dim)`. Defaults to None:
             `keras_sslmeta.layers.ProjectionHead()`: Dense, ReLU, Dense to 128 dimensions, as in the paper;
             `ProjectionHead(hidden_layers=2, batch_normalization=True)` is SimCLR v2's.
         views: number of views that `augmentation` makes. Defaults to 2 (the paper).
@@ -37,7 +38,7 @@ class SimCLR(TwoViewModel):
 
     Returns:
         `call`: projections `(batch, views, dim)`. `predict`: features `(samples, features)` of plain
-        samples. `evaluate`: the loss on views.
+        samples. `evaluate`: the loss on views; it grows with the batch size, 32 unless given.
 
     Raises:
         ValueError: if `encoder` is not a model, or its output not one vector a sample; if `projector`
@@ -72,10 +73,12 @@ class SimCLR(TwoViewModel):
 
     def build_heads(self, features):
         if not self.projector.built:
-            self.projector.build((None, self.views, features))
+            self.projector.build((None, features))
 
     def call(self, inputs, training=None):
-        return self.projector(self.encode_views(inputs))
+        features = self.encode_views(inputs)
+        projections = self.projector(view_axis.merge(features))
+        return view_axis.split(projections, view_axis.count(features))
 
     def get_config(self):
         projector = keras.saving.serialize_keras_object(self.projector)

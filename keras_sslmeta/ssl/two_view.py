@@ -1,5 +1,7 @@
 """`TwoViewModel`: what methods that compare views of a sample share."""
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -32,8 +34,11 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
         encoder: a `keras.Model` from a sample to a feature vector, `(batch, …) → (batch, features)`.
             It is trained in place; its inputs may be a structure.
         augmentation: a Keras layer (or another callable) that draws random views, applied to `views`
-            copies of the batch, or a list of them, one a view. It works in evaluation too, since the
-            loss is defined on views. Defaults to None: views come ready-made.
+            copies of the batch, or a list of them, one a view (to chain layers, use
+            `keras.Sequential`). It works in evaluation too, since the loss is defined on views. A
+            function must draw by TensorFlow or `keras.random`: NumPy's numbers would be drawn once,
+            when the step is traced. Images of bytes (uint8) arrive as floats of the same values.
+            Defaults to None: views come ready-made.
         views: number of views that `augmentation` makes. Defaults to 2.
         **kwargs: of `keras.Model`.
 
@@ -49,7 +54,7 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
         _check_views(views, augmentation)
         self.encoder = encoder
         self.augmentation = augmentation
-        self.views = views
+        self.views = int(views)
 
     # ------------------------------------------------------------------ for the methods
 
@@ -66,6 +71,7 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
 
     def views_of(self, inputs):
         """The views `(batch, views, …)`: `inputs` themselves, or what `augmentation` makes of them."""
+        inputs = _as_the_encoder_takes_them(self.encoder, inputs)
         if self._are_views(inputs):
             count = view_axis.count(inputs)
             if count < 2:
@@ -79,16 +85,31 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
                 f"{type(self).__name__} without `augmentation` expects ready-made views "
                 "(batch, views, …) and got plain samples: pass an augmentation, such as "
                 f"`{type(self).__name__}(encoder, augmentation=SimCLRAugmentation((32, 32)))`, or "
-                f"stack the views on axis 1. Received: shape={_shapes(inputs)}"
+                f"stack the views on axis 1 (`tf.stack([view_1, view_2], axis=1)`). "
+                f"Received: shape={_shapes(inputs)}"
             )
         return augmented_views.make(inputs, self.augmentation, self.views)
 
     def _are_views(self, inputs):
+        """Told by rank: one axis more than the encoder's samples have."""
+        if any(x.shape.rank is None for x in keras.tree.flatten(inputs)):
+            raise ValueError(
+                f"This {type(self).__name__} has been used with inputs of another rank, and Keras "
+                "keeps no rank then. Call `compile` again before going from samples to views or back."
+            )
         samples = _sample_shapes(self.encoder)
         if samples is None:  # An encoder that has seen no data yet.
             return self.augmentation is None
-        ranks = [len(x.shape) for x in keras.tree.flatten(inputs)]
-        return ranks == [len(shape) + 1 for shape in samples]
+        ranks = [x.shape.rank for x in keras.tree.flatten(inputs)]
+        if ranks == [len(shape) for shape in samples]:
+            return False
+        if ranks == [len(shape) + 1 for shape in samples]:
+            return True
+        raise ValueError(
+            f"{type(self).__name__} takes samples as the encoder does, {_listed(samples)}, or views "
+            "of them, (batch, views, …): one axis more. A missing axis of channels is added by "
+            f"`x[..., None]`. Received: shape={_shapes(inputs)}"
+        )
 
     def build_where_known(self):
         """Builds at once if the encoder is built, the last line of a method's constructor: so that
@@ -101,6 +122,12 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
     def build(self, input_shape):
         if _sample_shapes(self.encoder) is None:
             has_views = self.augmentation is None
+            if has_views and input_shape[1] != self.views:
+                raise ValueError(
+                    f"`encoder` has seen no data yet, so views are told by their number on axis 1, "
+                    f"`views={self.views}`: pass plain samples with an `augmentation`, begin the encoder "
+                    f"with a keras.Input, or set `views`. Received: shape={tuple(input_shape)}"
+                )
             # A symbolic call builds any encoder, subclassed ones too.
             self.encoder(keras.KerasTensor((None, *input_shape[2 if has_views else 1 :])))
         (features,) = _output_shapes(self.encoder)
@@ -121,6 +148,8 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
 
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`; `sample_weight` works without labels too."""
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # It orders itself; Keras would warn otherwise.
         y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
         return super().fit(x, y, *args, **kwargs)
 
@@ -128,6 +157,17 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
         """As `keras.Model.evaluate`: the loss on views; `sample_weight` works without labels too."""
         y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
         return super().evaluate(x, y, *args, **kwargs)
+
+    def train_step(self, data):
+        """As Keras's; a pair of views, which would pass as samples and labels, is refused."""
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if tf.is_tensor(x) and tf.is_tensor(y) and len(y.shape) > 2 and y.shape[1:] == x.shape[1:]:
+            raise ValueError(
+                "A dataset of (view_1, view_2) is read as samples and labels: stack the views on "
+                "axis 1, `tf.stack([view_1, view_2], axis=1)`. "
+                f"Received: x.shape={tuple(x.shape)}, y.shape={tuple(y.shape)}"
+            )
+        return super().train_step(data)
 
     def predict_step(self, data):
         """The encoder's features of plain samples."""
@@ -198,7 +238,7 @@ def _placeholder_labels(x, y, sample_weight):
 
 
 def _check_views(views, augmentation):
-    if not isinstance(views, int) or isinstance(views, bool) or views < 2:
+    if not isinstance(views, numbers.Integral) or isinstance(views, bool) or views < 2:
         raise ValueError(f"`views` must be an integer of at least 2. Received: views={views!r}")
     if augmentation is not None:
         augmented_views.check(augmentation, views)
@@ -235,6 +275,22 @@ def _flat_shapes(shapes):
     if all(n is None or isinstance(n, int) for n in shapes):
         return [tuple(shapes)]
     return [flat for shape in shapes for flat in _flat_shapes(shape)]
+
+
+def _as_the_encoder_takes_them(encoder, inputs):
+    """Images of bytes become floats, unless the encoder wants integers (an embedding of them, say)."""
+    expected = [x.dtype for x in getattr(encoder, "inputs", None) or []]
+    wants_integers = any("int" in keras.backend.standardize_dtype(dtype) for dtype in expected)
+    return keras.tree.map_structure(
+        lambda x: (
+            tf.cast(x, keras.config.floatx()) if x.dtype == tf.uint8 and not wants_integers else x
+        ),
+        inputs,
+    )
+
+
+def _listed(shapes):
+    return ", ".join(map(str, shapes))
 
 
 def _shapes(inputs):

@@ -193,7 +193,7 @@ def test_plain_model_fits_without_warnings(labelled):
         ({"seed": -1}, "`seed` must be"),
         ({"seed": "a"}, "`seed` must be"),
         ({"augmentation": None}, "`augmentation` must be a Keras layer.*Received: None"),
-        ({"augmentation": [identity]}, "one a view. Received: 1 of them and views=2"),
+        ({"augmentation": [identity]}, "Received: 1 of them and views=2"),
         ({"augmentation": [identity, 3]}, "`augmentation` must be a Keras layer.*Received: 3"),
         ({"augmentation": [identity, lambda x: x[:, :1]]}, "one shape. Received: .*1, 3, 1"),
         ({"y": np.arange(9)}, "arrays of one length.*9"),

@@ -244,6 +244,43 @@ def test_refused_by_the_constructor(build, message):
         build()
 
 
+def test_a_projector_sees_single_features():
+    head = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = SimCLR(small_encoder(), projector=head)
+    fit(model)
+    assert model(VIEWS).shape == (32, 2, 3)
+
+
+def test_bytes_reach_an_augmentation_as_floats_of_the_same_values():
+    dtypes = []
+
+    def augmentation(x):
+        dtypes.append(x.dtype)
+        return x * 2
+
+    pixels = np.full((4, 8, 8, 1), 200, "uint8")
+    views = SimCLR(small_encoder(), augmentation=augmentation).views_of(tf.constant(pixels))
+    assert dtypes == [tf.float32]
+    np.testing.assert_array_equal(views, np.full((4, 2, 8, 8, 1), 400))
+
+
+def test_token_ids_stay_integers():
+    tokens = keras.Input((5,), dtype="int32")
+    vectors = keras.layers.Embedding(100_000_000, 2)
+    encoder = keras.Model(tokens, keras.layers.GlobalAveragePooling1D()(vectors(tokens)))
+    views = SimCLR(encoder).views_of(tf.constant(np.full((4, 2, 5), 99_999_999)))
+    assert views.dtype.is_integer and views.numpy().max() == 99_999_999
+
+
+def test_views_after_samples_need_a_new_compile():
+    model = SimCLR(small_encoder(), augmentation=keras.layers.RandomFlip())
+    fit(model, IMAGES)
+    with pytest.raises(ValueError, match="Call `compile` again"):
+        model.fit(VIEWS, verbose=0)
+    model.compile()
+    model.fit(VIEWS, verbose=0)
+
+
 def two_outputs():
     inputs = keras.Input((4,))
     return keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(3)(inputs)])
@@ -254,11 +291,31 @@ def two_outputs():
     [
         (lambda: SimCLR(small_encoder()), IMAGES, "got plain samples: pass an augmentation"),
         (lambda: SimCLR(small_encoder()), VIEWS[:, :1], "needs at least two"),
-        (lambda: SimCLR(SubclassedEncoder()), VIEWS[:, :1], "needs at least two"),
+        (lambda: SimCLR(SubclassedEncoder()), VIEWS[:, :1], "seen no data yet"),
         (
             lambda: SimCLR(keras.Sequential([keras.layers.Conv2D(3, 3)])),
             VIEWS,
             "GlobalAveragePooling2D",
+        ),
+        (
+            lambda: SimCLR(keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])),
+            IMAGES,
+            "seen no data yet",
+        ),
+        (
+            lambda: SimCLR(small_encoder(), augmentation=keras.layers.RandomFlip()),
+            IMAGES[..., 0],
+            r"(?s)A missing axis of channels.*8, 8\)",
+        ),
+        (
+            lambda: SimCLR(small_encoder(), augmentation=lambda x: (x, x)),
+            IMAGES,
+            "must make one view of each sample",
+        ),
+        (
+            lambda: SimCLR(small_encoder(), augmentation=keras.layers.RandomFlip()),
+            tf.data.Dataset.from_tensor_slices((IMAGES, IMAGES)).batch(8),
+            r"stack the views on axis 1",
         ),
     ],
 )
