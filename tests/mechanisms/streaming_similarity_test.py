@@ -164,6 +164,38 @@ def test_second_derivative(bound, in_graph):
     np.testing.assert_allclose(second, expected, rtol=1e-6, atol=1e-6 * scale)
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0, 39.0, 45.0, 60.0, 100.0])
+def test_a_row_far_below_the_bound_does_not_underflow(size):
+    """The only key of each row is opposite: log-sum-exp is −size, 2 · size below the bound."""
+    rows = vectors(1, "float32", 2, squared_norm=size)
+    value, gradient = run(
+        "eager",
+        lambda z: streaming_similarity.log_sum_exp(z, bound=size),
+        np.concatenate([rows, -rows]),
+    )
+    np.testing.assert_allclose(value, [-size, -size], rtol=1e-5)
+    np.testing.assert_allclose(gradient, np.concatenate([-3 * rows, 3 * rows]), rtol=1e-4)
+
+
+def test_second_derivative_with_only_the_walk_in_the_graph():
+    """The padding's −inf must not meet the zero cotangents that TensorFlow sends there."""
+    rows = tf.constant(vectors(41, "float64", 5))
+
+    def second(function):
+        with tf.GradientTape() as outer:
+            outer.watch(rows)
+            with tf.GradientTape() as inner:
+                inner.watch(rows)
+                value = tf.reduce_sum(function(rows) ** 2)
+            first = inner.gradient(value, rows)
+            total = tf.reduce_sum(tf.sin(first))
+        return outer.gradient(total, rows)
+
+    walk = tf.function(streaming_similarity.log_sum_exp, autograph=False)
+    expected = second(streaming_similarity.dense_log_sum_exp)
+    np.testing.assert_allclose(second(walk), expected, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("size", [1e-3, 40.0, 41.0, 2e3, 1e6])
 def test_similarities_of_any_size(size):
     """Without a bound nothing over- or underflows, however large the similarities."""
