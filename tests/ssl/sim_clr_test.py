@@ -325,3 +325,16 @@ def test_refused_before_the_first_step(model, x, message):
     with pytest.raises(ValueError, match=message):
         model.fit(x, verbose=0)
     assert model.optimizer.iterations == 0
+
+
+def test_the_encoder_trains_in_fit_and_only_there():
+    """BatchNorm's running statistics move in `fit`, and not in `evaluate` or `predict`."""
+    norm = keras.layers.BatchNormalization()
+    model = SimCLR(small_encoder(keras.layers.Flatten(), norm))
+    model.compile()
+    before = norm.moving_mean.numpy()
+    model.evaluate(VIEWS, verbose=0)
+    model.predict(IMAGES, verbose=0)
+    np.testing.assert_array_equal(norm.moving_mean, before)
+    fit(model)
+    assert np.abs(norm.moving_mean.numpy() - before).max() > 1e-4
