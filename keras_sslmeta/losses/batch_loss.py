@@ -9,6 +9,10 @@ from keras_sslmeta.mechanisms import cross_replica
 _BY_WEIGHT = "mean_with_sample_weight"
 
 
+def _without_mask(y_pred):
+    return y_pred if isinstance(y_pred, keras.KerasTensor) else tf.identity(y_pred)
+
+
 class BatchLoss(keras.losses.Loss):
     """Parent of losses in which one sample's value depends on the rest of the batch.
 
@@ -20,7 +24,9 @@ class BatchLoss(keras.losses.Loss):
     * the gradient is the global batch's on any number of replicas, also when the last batch is
       shared out unevenly: each replica's gradient weighs n_r · R / N, where Keras alone takes the
       mean of the replicas' means;
-    * integer predictions are refused, which Keras would cast without a word.
+    * integer predictions are refused, which Keras would cast without a word;
+    * a Keras mask on the predictions is not used, since it says nothing about whole samples: leave
+      samples out by a `sample_weight` of 0.
 
     Args:
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -33,6 +39,7 @@ class BatchLoss(keras.losses.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         self._refuse_integers(y_pred)
+        y_pred = _without_mask(y_pred)
         value = super().__call__(self.targets(y_true, y_pred), y_pred, sample_weight)
         if self.reduction in ("sum", "none", None):
             return value

@@ -42,7 +42,7 @@ class NTXent(BatchLoss):
         y_true: ignored, and may be None.
         y_pred: floating-point embeddings `(batch, views, dim)`, two views or more.
         sample_weight: optional, `(batch,)`. It weighs the samples' own losses; every sample still
-            serves as a negative.
+            serves as a negative. On a plain model pass some `y` with it: Keras drops weights without.
 
     Returns:
         The reduced loss; `(batch,)` with `reduction=None`. NaN in the embeddings gives NaN, so that
@@ -90,22 +90,22 @@ class NTXent(BatchLoss):
         # On both sides, so that rows and keys are the same vectors: z · z' is then s/T.
         z = z * self.temperature**-0.5
 
-        views = z.shape[1]
-        others = tf.reduce_sum(z, axis=1, keepdims=True) - z
-        positive = tf.reduce_sum(z * others, axis=-1) / (views - 1)  # (batch, views)
-        all_others = tf.reshape(self._log_sum_exp(z), tf.shape(positive))
-        return tf.cast(tf.reduce_mean(all_others - positive, axis=1), y_pred.dtype)
+        negatives = self._negatives(z)  # (batch, views)
+        own = tf.matmul(z, z, transpose_b=True)  # (batch, views, views), s_vu of one sample
+        losses = _losses_of_pairs(negatives, own)
+        return tf.cast(tf.reduce_mean(losses, axis=[1, 2]), y_pred.dtype)
 
-    def _log_sum_exp(self, z):
-        """Of each embedding's similarities to all others of the global batch: `(batch · views,)`."""
+    def _negatives(self, z):
+        """Log-sum-exps of each embedding's similarities to the other samples of the global batch."""
         views, dim = z.shape[1:]
         bound = 1 / self.temperature if self.normalize else None
         rows = tf.reshape(z, [-1, dim])
-        if not self.gather or cross_replica.replica_context() is None:
-            return streaming_similarity.log_sum_exp(rows, bound=bound)
-        own_key = cross_replica.first_row(tf.shape(z)[0]) * views
-        keys = tf.reshape(cross_replica.gather(z), [-1, dim])
-        return streaming_similarity.log_sum_exp(rows, keys, own_key=own_key, bound=bound)
+        keys, own_key = None, None
+        if self.gather and cross_replica.replica_context() is not None:
+            own_key = cross_replica.first_row(tf.shape(z)[0]) * views
+            keys = tf.reshape(cross_replica.gather(z), [-1, dim])
+        value = streaming_similarity.log_sum_exp(rows, keys, own_key, bound, group=views)
+        return tf.reshape(value, tf.shape(z)[:2])
 
     def get_config(self):
         return {
@@ -114,6 +114,24 @@ class NTXent(BatchLoss):
             "normalize": self.normalize,
             "gather": self.gather,
         }
+
+
+def _losses_of_pairs(negatives, own):
+    """``−s_vu + log(e^{s_vu} + rest)`` for each view v and positive u, `(batch, views, views − 1)`.
+
+    Written as ``softplus(log rest − s_vu)``: near convergence, at a low temperature, the difference of
+    two nearly equal logarithms would leave nothing but rounding of the loss and its gradient.
+    """
+    views = own.shape[-1]
+    pairs = [(v, u) for v in range(views) for u in range(views) if u != v]
+    rests = []
+    for v, u in pairs:
+        others = [own[:, v, w] for w in range(views) if w not in (v, u)]
+        rest = tf.stack([negatives[:, v], *others], axis=1) if others else negatives[:, v]
+        rests.append(tf.reduce_logsumexp(rest, axis=1) if others else rest)
+    positives = tf.stack([own[:, v, u] for v, u in pairs], axis=1)
+    losses = tf.math.softplus(tf.stack(rests, axis=1) - positives)
+    return tf.reshape(losses, [-1, views, views - 1])
 
 
 def _positive_number(name, value):

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import view_axis
-
 
 def check(augmentation, views) -> None:
     """Refuses what `make` cannot use."""
@@ -32,13 +30,14 @@ def check(augmentation, views) -> None:
 def make(samples, augmentation: "Callable | list[Callable] | tuple[Callable, ...]", views: int):
     """`(batch, …)` → `(batch, views, …)`, for structures of tensors.
 
-    A single augmentation is called once, on `views` copies of the batch: each image of it must
-    get a draw of its own, as from every layer of ours and of Keras.
+    A single augmentation is called once for each view: some draw once a batch (Keras's RandomCrop,
+    `tf.image.random_brightness`), and would make equal views of copies in one batch.
     """
-    if not isinstance(augmentation, (list, tuple)):
-        copies = keras.tree.map_structure(lambda x: tf.repeat(x, views, axis=0), samples)
-        return view_axis.split(_augment(augmentation, copies), views)
-    made = [_augment(augment, samples) for augment in augmentation]
+    if isinstance(augmentation, (list, tuple)):
+        augmentations = list(augmentation)
+    else:
+        augmentations = [augmentation] * views
+    made = [_augment(augment, samples) for augment in augmentations]
     shapes = {str(keras.tree.map_structure(lambda x: tuple(x.shape), view)) for view in made}
     if len(shapes) > 1:
         raise ValueError(

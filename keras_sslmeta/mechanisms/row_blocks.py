@@ -40,16 +40,18 @@ def add(array, index, value):
 class Blocks:
     """A matrix cut into `count` blocks of `size` rows, the last one padded.
 
+    `size` is a multiple of `multiple`.
     Numbers are Python's where the shape is static and tensors where it is not.
     """
 
-    def __init__(self, matrix):
+    def __init__(self, matrix, multiple=1):
         self.matrix = matrix
         self.dim = matrix.shape[1]
         self.rows = length(matrix)
         at_least_one = max if isinstance(self.rows, int) else tf.maximum
         self.count = at_least_one(1, -(-self.rows // TILE))
-        self.size = at_least_one(1, -(-self.rows // self.count))
+        # A whole multiple, so that no group of rows is cut in two.
+        self.size = at_least_one(1, -(-self.rows // (self.count * multiple))) * multiple
         self.plain = self.split(matrix)
 
     def split(self, x, fill=0.0):

@@ -30,6 +30,7 @@ def log_sum_exp(
     keys: tf.Tensor | None = None,
     own_key: "int | tf.Tensor | None" = None,
     bound: float | None = None,
+    group: int = 1,
 ) -> tf.Tensor:
     """Log-sum-exp of each row's similarities to the keys: ``log Σ_j exp(rows_i · keys_j)``.
 
@@ -38,40 +39,55 @@ def log_sum_exp(
     Args:
         rows: `(n, dim)` float32 or float64.
         keys: `(m, dim)` of the same dtype, or None where the keys are the rows themselves; each
-            row's own entry is then left out.
-        own_key: with `keys`, the index of the first row's own key: key `own_key + i` is left out for
-            row i. None leaves out nothing.
+            row's own group is then left out.
+        own_key: with `keys`, where the first row's own group begins among them, a multiple of `group`:
+            the groups from there on are left out for the rows' groups. None leaves out nothing.
         bound: a number that no |similarity| exceeds, where one is known: faster if it is below 40.
+        group: number of consecutive rows, and keys, that belong together (the views of a sample), none
+            of which counts for another of them. 1 leaves out the row itself.
 
     Returns:
         `(n,)`; a row without any key gives −inf.
     """
     sizes = rows.shape[0], (rows if keys is None else keys).shape[0]
     if None not in sizes and sizes[0] * sizes[1] <= DENSE_PAIRS:
-        return dense_log_sum_exp(rows, keys, own_key)
+        return dense_log_sum_exp(rows, keys, own_key, group)
     if keys is None:
-        return _self_log_sum_exp(rows, bound)
-    return _cross_log_sum_exp(rows, keys, own_key, bound)
+        return _self_log_sum_exp(rows, bound, group)
+    return _cross_log_sum_exp(rows, keys, own_key, bound, group)
 
 
 def dense_log_sum_exp(
-    rows: tf.Tensor, keys: tf.Tensor | None = None, own_key: "int | tf.Tensor | None" = None
+    rows: tf.Tensor,
+    keys: tf.Tensor | None = None,
+    own_key: "int | tf.Tensor | None" = None,
+    group: int = 1,
 ) -> tf.Tensor:
     """The same by the whole matrix: what second derivatives go through, and tests compare with."""
     if keys is None:
         keys, own_key = rows, 0
     similarity = tf.matmul(rows, keys, transpose_b=True)
     if own_key is not None:
-        own = own_key + tf.range(tf.shape(rows)[0])
-        is_own = own[:, None] == tf.range(tf.shape(keys)[0])
+        is_own = _same_group(own_key, tf.shape(rows)[0], tf.shape(keys)[0], group)
         similarity = tf.where(is_own, row_blocks.minus_infinity(rows), similarity)
-    return tf.reduce_logsumexp(similarity, axis=1)
+    # `tf.reduce_logsumexp` has a NaN gradient for a row without keys.
+    largest = tf.stop_gradient(row_blocks.finite(tf.reduce_max(similarity, axis=1)))
+    total = tf.reduce_sum(tf.exp(similarity - largest[:, None]), axis=1)
+    has_keys = tf.not_equal(total, 0)
+    log = tf.math.log(tf.where(has_keys, total, tf.ones_like(total))) + largest
+    return tf.where(has_keys, log, row_blocks.minus_infinity(rows))
 
 
-def _self_log_sum_exp(rows, bound):
+def _same_group(own, rows, keys, group):
+    """Which keys belong to which rows' groups, the first row's own beginning at key `own`."""
+    of_rows = (own + tf.range(rows)[:, None]) // group
+    return of_rows == tf.range(keys) // group
+
+
+def _self_log_sum_exp(rows, bound, group):
     @tf.custom_gradient
     def compute(rows):
-        walk = _SelfWalk(tf.stop_gradient(rows))
+        walk = _SelfWalk(tf.stop_gradient(rows), group)
         terms = tile_terms.choose(walk, bound)
         value, kept = walk.value(terms)
 
@@ -79,7 +95,7 @@ def _self_log_sum_exp(rows, bound):
             return _twice_differentiable(
                 lambda upstream: walk.gradient(terms, value, kept, upstream),
                 (rows,),
-                dense_log_sum_exp,
+                lambda rows: dense_log_sum_exp(rows, group=group),
                 upstream,
             )
 
@@ -88,10 +104,10 @@ def _self_log_sum_exp(rows, bound):
     return compute(rows)
 
 
-def _cross_log_sum_exp(rows, keys, own_key, bound):
+def _cross_log_sum_exp(rows, keys, own_key, bound, group):
     @tf.custom_gradient
     def compute(rows, keys):
-        walk = _CrossWalk(tf.stop_gradient(rows), tf.stop_gradient(keys), own_key)
+        walk = _CrossWalk(tf.stop_gradient(rows), tf.stop_gradient(keys), own_key, group)
         terms = tile_terms.choose(walk, bound)
         value, kept = walk.value(terms)
 
@@ -99,7 +115,7 @@ def _cross_log_sum_exp(rows, keys, own_key, bound):
             return _twice_differentiable(
                 lambda upstream: walk.gradient(terms, value, kept, upstream),
                 (rows, keys),
-                lambda rows, keys: dense_log_sum_exp(rows, keys, own_key),
+                lambda rows, keys: dense_log_sum_exp(rows, keys, own_key, group),
                 upstream,
             )
 
@@ -211,10 +227,14 @@ class _Walk(abc.ABC):
 
 
 class _SelfWalk(_Walk):
-    """The tiles (i ≤ j) of ``rows · rowsᵀ`` less its diagonal, column by column; each serves (j, i) too."""
+    """The tiles (i ≤ j) of ``rows · rowsᵀ`` less each row's own group, column by column.
 
-    def __init__(self, rows):
-        blocks = row_blocks.Blocks(rows)
+    Each serves (j, i) too.
+    """
+
+    def __init__(self, rows, group):
+        self.group = group
+        blocks = row_blocks.Blocks(rows, multiple=group)
         self.begin(blocks, blocks, blocks.count * (blocks.count + 1) // 2)
 
     def following(self, i, j):
@@ -223,8 +243,12 @@ class _SelfWalk(_Walk):
 
     def similarity(self, i, j):
         tile = tf.matmul(self.left[i], self.right[j], transpose_b=True)
-        fill = tf.fill([tf.shape(tile)[0]], row_blocks.minus_infinity(tile))
-        return tf.cond(tf.equal(i, j), lambda: tf.linalg.set_diag(tile, fill), lambda: tile)
+
+        def masked():
+            is_own = _same_group(0, tf.shape(tile)[0], tf.shape(tile)[1], self.group)
+            return tf.where(is_own, row_blocks.minus_infinity(tile), tile)
+
+        return tf.cond(tf.equal(i, j), masked, lambda: tile)
 
     def add_sums(self, terms, sums, tile, i, j):
         sums = terms.add_rows(sums, tile, i)
@@ -249,11 +273,12 @@ class _SelfWalk(_Walk):
 
 
 class _CrossWalk(_Walk):
-    """All tiles of ``rows · keysᵀ`` less each row's own key, row by row."""
+    """All tiles of ``rows · keysᵀ`` less each row's own group, row by row."""
 
-    def __init__(self, rows, keys, own_key):
-        self.own_key = own_key
-        rows, keys = row_blocks.Blocks(rows), row_blocks.Blocks(keys)
+    def __init__(self, rows, keys, own_key, group):
+        self.own_key, self.group = own_key, group
+        rows = row_blocks.Blocks(rows, multiple=group)
+        keys = row_blocks.Blocks(keys, multiple=group)
         self.begin(rows, keys, rows.count * keys.count)
 
     def following(self, i, j):
@@ -268,7 +293,7 @@ class _CrossWalk(_Walk):
         own = self.own_key + i * self.rows.size - j * self.keys.size
 
         def masked():
-            is_own = own + tf.range(self.rows.size)[:, None] == tf.range(self.keys.size)
+            is_own = _same_group(own, self.rows.size, self.keys.size, self.group)
             return tf.where(is_own, row_blocks.minus_infinity(tile), tile)
 
         return tf.cond((own > -self.rows.size) & (own < self.keys.size), masked, lambda: tile)

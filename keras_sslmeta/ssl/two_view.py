@@ -94,8 +94,9 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
         """Told by rank: one axis more than the encoder's samples have."""
         if any(x.shape.rank is None for x in keras.tree.flatten(inputs)):
             raise ValueError(
-                f"This {type(self).__name__} has been used with inputs of another rank, and Keras "
-                "keeps no rank then. Call `compile` again before going from samples to views or back."
+                f"{type(self).__name__} tells samples from views by their rank, which is unknown here. "
+                "If the model has been used with inputs of another rank before, call `compile` again; "
+                "in a dataset, give the tensors a shape (`tf.ensure_shape`)."
             )
         samples = _sample_shapes(self.encoder)
         if samples is None:  # An encoder that has seen no data yet.
@@ -121,18 +122,33 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
 
     def build(self, input_shape):
         if _sample_shapes(self.encoder) is None:
-            has_views = self.augmentation is None
-            if has_views and input_shape[1] != self.views:
-                raise ValueError(
-                    f"`encoder` has seen no data yet, so views are told by their number on axis 1, "
-                    f"`views={self.views}`: pass plain samples with an `augmentation`, begin the encoder "
-                    f"with a keras.Input, or set `views`. Received: shape={tuple(input_shape)}"
-                )
+            shapes = keras.tree.map_shape_structure(tuple, input_shape)
             # A symbolic call builds any encoder, subclassed ones too.
-            self.encoder(keras.KerasTensor((None, *input_shape[2 if has_views else 1 :])))
+            self.encoder(self._first_samples(shapes))
         (features,) = _output_shapes(self.encoder)
         self.build_heads(features[-1])
         self.built = True
+
+    def _first_samples(self, shapes):
+        """Symbolic samples as the encoder will get them: single views of what comes with `shapes`."""
+        floats = keras.config.floatx()
+        if self.augmentation is not None:
+            specs = keras.tree.map_shape_structure(lambda s: tf.TensorSpec(s, floats), shapes)
+            make = tf.function(
+                lambda x: augmented_views.make(x, self.augmentation, self.views), autograph=False
+            )
+            made = make.get_concrete_function(specs).structured_outputs
+            shapes = keras.tree.map_structure(lambda x: tuple(x.shape), made)
+        for shape in _flat_shapes(shapes):
+            if len(shape) < 2 or shape[1] != self.views:
+                raise ValueError(
+                    f"`encoder` has seen no data yet, so views are told by their number on axis 1, "
+                    f"`views={self.views}`: pass plain samples with an `augmentation`, begin the encoder "
+                    f"with a keras.Input, or set `views`. Received: shape={shape}"
+                )
+        return keras.tree.map_shape_structure(
+            lambda s: keras.KerasTensor((None, *s[2:]), dtype=floats), shapes
+        )
 
     def build_heads(self, features: int):
         """Builds what a method puts on the `(batch, views, features)` of the encoder."""
@@ -151,6 +167,11 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # It orders itself; Keras would warn otherwise.
         y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (list, tuple)) and len(validation) == 3:
+            held, labels, weights = validation
+            labels = _placeholder_labels(held, labels, weights)
+            kwargs["validation_data"] = (held, labels, weights)
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
@@ -161,7 +182,12 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
     def train_step(self, data):
         """As Keras's; a pair of views, which would pass as samples and labels, is refused."""
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if tf.is_tensor(x) and tf.is_tensor(y) and len(y.shape) > 2 and y.shape[1:] == x.shape[1:]:
+        are_tensors = tf.is_tensor(x) and tf.is_tensor(y)
+        if (
+            are_tensors
+            and (y.shape.rank or 0) > 2
+            and y.shape[1:].as_list() == x.shape[1:].as_list()
+        ):
             raise ValueError(
                 "A dataset of (view_1, view_2) is read as samples and labels: stack the views on "
                 "axis 1, `tf.stack([view_1, view_2], axis=1)`. "
@@ -172,7 +198,7 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
     def predict_step(self, data):
         """The encoder's features of plain samples."""
         samples, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self.encoder(samples, training=False)
+        return self.encoder(_as_the_encoder_takes_them(self.encoder, samples), training=False)
 
     def get_config(self):
         return {
@@ -234,7 +260,9 @@ def _placeholder_labels(x, y, sample_weight):
     """Zeros where weights come without labels: Keras would drop the weights without a word."""
     if y is not None or sample_weight is None:
         return y
-    return np.zeros(len(keras.tree.flatten(x)[0]), "float32")
+    (first, *_) = keras.tree.flatten(x)
+    # Data that brings its own weights, a generator for instance, is Keras's to refuse.
+    return np.zeros(len(first), "float32") if hasattr(first, "__len__") else y
 
 
 def _check_views(views, augmentation):

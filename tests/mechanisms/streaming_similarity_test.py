@@ -104,6 +104,56 @@ def test_rows_against_keys(sizes, own_key, bound):
         assert_close(got, expected, "float32")
 
 
+@pytest.mark.parametrize("bound", [None, 10.0])
+@pytest.mark.parametrize("group", [2, 3, 7])
+def test_groups_are_left_out_together(group, bound):
+    """Of rows against themselves and against keys, also where tiles end within a group."""
+    rows = vectors(6 * group, "float64", 1)
+    keys = vectors(9 * group, "float64", 2)
+    for operands, offset in (((rows,), 0), ((rows, keys), 2 * group)):
+        others = operands[-1]
+        similarity = rows @ others.T
+        own = (offset + np.arange(len(rows)))[:, None] // group == np.arange(len(others)) // group
+        expected = np.log(np.where(own, 0, np.exp(similarity)).sum(1))
+
+        def walk(*x, offset=offset):
+            own_key = offset if len(x) == 2 else None
+            return streaming_similarity.log_sum_exp(*x, own_key=own_key, bound=bound, group=group)
+
+        def dense(*x, offset=offset):
+            own_key = offset if len(x) == 2 else None
+            return streaming_similarity.dense_log_sum_exp(*x, own_key=own_key, group=group)
+
+        wanted = run("eager", dense, *operands)
+        np.testing.assert_allclose(wanted[0], expected, rtol=1e-12)
+        for mode in FEW_MODES:
+            assert_close(run(mode, walk, *operands), wanted, "float64")
+
+
+@pytest.mark.parametrize("bound", [None, 10.0])
+def test_second_derivative_of_rows_against_keys(bound):
+    rows, keys = (tf.constant(vectors(n, "float64", n)) for n in (21, 50))
+
+    def second(function):
+        with tf.GradientTape() as outer:
+            outer.watch((rows, keys))
+            with tf.GradientTape() as inner:
+                inner.watch((rows, keys))
+                value = tf.reduce_sum(function(rows, keys) ** 2)
+            total = tf.add_n(
+                [tf.reduce_sum(tf.sin(x)) for x in inner.gradient(value, (rows, keys))]
+            )
+        return outer.gradient(total, (rows, keys))
+
+    def walk(rows, keys):
+        return streaming_similarity.log_sum_exp(rows, keys, 3, bound)
+
+    expected = second(lambda rows, keys: streaming_similarity.dense_log_sum_exp(rows, keys, 3))
+    for function in (walk, tf.function(walk, autograph=False)):
+        for x, y in zip(second(function), expected, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10)
+
+
 def test_own_key_may_be_a_tensor():
     rows, keys = vectors(20, "float32", 0), vectors(50, "float32", 1)
     expected, _, _ = oracle(rows, keys, left_out=lambda i: 20 + i)
