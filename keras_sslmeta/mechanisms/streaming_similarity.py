@@ -233,8 +233,10 @@ class _SelfWalk(_Walk):
     """
 
     def __init__(self, rows, group):
-        self.group = group
         blocks = row_blocks.Blocks(rows, multiple=group)
+        # Every tile on the diagonal leaves out the same pairs.
+        is_own = _same_group(0, blocks.size, blocks.size, group)
+        self.less_own = tf.where(is_own, row_blocks.minus_infinity(rows), tf.zeros([], rows.dtype))
         self.begin(blocks, blocks, blocks.count * (blocks.count + 1) // 2)
 
     def following(self, i, j):
@@ -243,12 +245,7 @@ class _SelfWalk(_Walk):
 
     def similarity(self, i, j):
         tile = tf.matmul(self.left[i], self.right[j], transpose_b=True)
-
-        def masked():
-            is_own = _same_group(0, tf.shape(tile)[0], tf.shape(tile)[1], self.group)
-            return tf.where(is_own, row_blocks.minus_infinity(tile), tile)
-
-        return tf.cond(tf.equal(i, j), masked, lambda: tile)
+        return tf.cond(tf.equal(i, j), lambda: tile + self.less_own, lambda: tile)
 
     def add_sums(self, terms, sums, tile, i, j):
         sums = terms.add_rows(sums, tile, i)

@@ -33,8 +33,8 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
     Args:
         encoder: a `keras.Model` from a sample to a feature vector, `(batch, …) → (batch, features)`.
             It is trained in place; its inputs may be a structure.
-        augmentation: a Keras layer (or another callable) that draws random views, applied to `views`
-            copies of the batch, or a list of them, one a view (to chain layers, use
+        augmentation: a Keras layer (or another callable) that draws random views, called once a
+            view on the batch, or a list of them, one a view (to chain layers, use
             `keras.Sequential`). It works in evaluation too, since the loss is defined on views. A
             function must draw by TensorFlow or `keras.random`: NumPy's numbers would be drawn once,
             when the step is traced. Images of bytes (uint8) arrive as floats of the same values.
@@ -116,7 +116,13 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
         """Builds at once if the encoder is built, the last line of a method's constructor: so that
         `summary`, `BackupAndRestore` and the like need no call first."""
         if self.encoder.built and _sample_shapes(self.encoder) is not None:
-            self.build(None)
+            views = () if self.augmentation is not None else (self.views,)
+            # What `export` takes for the inputs' shapes.
+            self.build(
+                keras.tree.map_shape_structure(
+                    lambda shape: (shape[0], *views, *shape[1:]), _input_structure(self.encoder)
+                )
+            )
 
     # ------------------------------------------------------------------------- for Keras
 
@@ -272,12 +278,17 @@ def _check_views(views, augmentation):
         augmented_views.check(augmentation, views)
 
 
-def _sample_shapes(encoder):
-    """Shapes of the encoder's inputs, batch axis included; None before it has been built."""
+def _input_structure(encoder):
+    """Shapes of the encoder's inputs, as nested as they are; None before it has been built."""
     if getattr(encoder, "inputs", None):
-        return [tuple(x.shape) for x in encoder.inputs]
-    build_config = encoder.get_build_config() or {}
-    return _flat_shapes(build_config["input_shape"]) if "input_shape" in build_config else None
+        return encoder.input_shape
+    return (encoder.get_build_config() or {}).get("input_shape")
+
+
+def _sample_shapes(encoder):
+    """The same, as a list."""
+    shapes = _input_structure(encoder)
+    return None if shapes is None else _flat_shapes(shapes)
 
 
 def _output_shapes(encoder):

@@ -409,3 +409,20 @@ def test_predict_takes_bytes_where_fit_does():
     fit(model, pixels)
     expected = model.predict(pixels.astype("float32"), verbose=0)
     np.testing.assert_allclose(model.predict(pixels, verbose=0), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_export_takes_what_fit_took(tmp_path, augmented):
+    samples = RNG.uniform(0, 255, size=(8, 8, 8, 1)).astype("float32")
+    augmentation = keras.layers.RandomFlip(seed=1) if augmented else None
+    encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    model = ksm.SimCLR(encoder, augmentation=augmentation)
+    model.compile()
+    x = samples if augmented else np.stack([samples, samples], axis=1)
+    model.fit(x, batch_size=8, verbose=0)
+    model.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "exported")
+    served = exported.serve(x)
+    assert served.shape == (8, 2, 128)
+    if not augmented:
+        np.testing.assert_allclose(served, model(x), rtol=1e-5, atol=1e-6)
