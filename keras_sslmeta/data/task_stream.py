@@ -1,0 +1,96 @@
+"""Streams of tasks, of which the i-th is a function of `(seed, i)` alone."""
+
+import numbers
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+BLOCK = 256  # Tasks drawn at a time.
+_END = 2**63 - 1
+
+
+def task_stream(
+    draw: Callable[[tuple[int, int]], Sequence[np.ndarray]],
+    task: Sequence[tf.TensorSpec],
+    *,
+    seed: int,
+    episodes: int | None,
+    start: int,
+) -> tf.data.Dataset:
+    """Streams what `draw` gives in blocks, task by task.
+
+    Args:
+        draw: a function of `(seed, block)` that gives a list of arrays `(BLOCK, …)`: tasks
+            `block * BLOCK` and those that follow.
+        task: one task's part of each array.
+        seed: non-negative integer.
+        episodes: number of tasks, or None for no end.
+        start: the first task.
+
+    Returns:
+        An unbatched dataset of tuples of tensors. Every pass gives the same.
+    """
+    first, skipped = divmod(start, BLOCK)
+    end = _END if episodes is None else -(-(start + episodes) // BLOCK)
+
+    def block_of(number):
+        # Not stateful: the same number gives the same block, whoever asks.
+        arrays = tf.numpy_function(
+            lambda number: draw((seed, int(number))),
+            [number],
+            [spec.dtype for spec in task],
+            stateful=False,
+        )
+        return tuple(
+            tf.ensure_shape(array, (BLOCK, *spec.shape))
+            for array, spec in zip(arrays, task, strict=True)
+        )
+
+    blocks = tf.data.Dataset.range(first, end).map(block_of).prefetch(1)
+    tasks = blocks.unbatch().skip(skipped)
+    return tasks if episodes is None else tasks.take(episodes)
+
+
+def finished(dataset: tf.data.Dataset, episodes: int | None) -> tf.data.Dataset:
+    """`dataset` with its cardinality, prefetched, and to be shared out by episodes."""
+    options = tf.data.Options()
+    # There are no files to share out among workers: each takes its part of every batch.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    cardinality = tf.data.INFINITE_CARDINALITY if episodes is None else episodes
+    return (
+        dataset.apply(tf.data.experimental.assert_cardinality(cardinality))
+        .prefetch(tf.data.AUTOTUNE)
+        .with_options(options)
+    )
+
+
+def checked_stream(episodes: Any, seed: Any, start: Any) -> tuple[int | None, int, int]:
+    """The arguments that every stream has, as Python integers."""
+    if episodes is not None:
+        episodes = checked_count("episodes", episodes, "None or a positive integer")
+    if not is_integer(start) or start < 0:
+        raise ValueError(f"`start` must be an integer from 0. Received: start={start!r}")
+    return episodes, checked_seed(seed), int(start)
+
+
+def checked_seed(seed: Any) -> int:
+    """The seed; where it is None, one from Python's generator."""
+    seed = random.randint(0, 2**31 - 1) if seed is None else seed
+    if not is_integer(seed) or seed < 0:
+        raise ValueError(f"`seed` must be None or an integer from 0. Received: seed={seed!r}")
+    return int(seed)
+
+
+def checked_count(name: str, value: Any, required: str = "a positive integer") -> int:
+    """A number of something, at least one."""
+    if not is_integer(value) or value < 1:
+        raise ValueError(f"`{name}` must be {required}. Received: {name}={value!r}")
+    return int(value)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is a whole number, of Python or NumPy, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
