@@ -1,11 +1,13 @@
 """Self-supervised pretraining and meta-learning as ordinary Keras."""
 
-from keras_sslmeta import callbacks, data, evaluation, layers, losses, ssl, visualization
+from keras_sslmeta import callbacks, data, evaluation, layers, losses, meta, ssl, visualization
+from keras_sslmeta.meta import MAML
 from keras_sslmeta.ssl import SimCLR
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MAML",
     "SimCLR",
     "__version__",
     "callbacks",
@@ -13,6 +15,7 @@ __all__ = [
     "evaluation",
     "layers",
     "losses",
+    "meta",
     "ssl",
     "visualization",
 ]

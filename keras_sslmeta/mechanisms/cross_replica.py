@@ -23,13 +23,24 @@ def replica_context() -> "tf.distribute.ReplicaContext | None":
 def sees_whole_batch() -> bool:
     """Whether the batch at hand is the global one: not so in a replica, nor in Keras's symbolic
     build under a strategy, which runs outside any replica on a share of the batch."""
-    return tf.distribute.get_strategy().num_replicas_in_sync == 1
+    return count() == 1
 
 
 def replica_id() -> "int | tf.Tensor":
     """Rank of this replica: 0, or a scalar int32 tensor where there are several replicas."""
     context = replica_context()
     return 0 if context is None else tf.cast(context.replica_id_in_sync_group, tf.int32)
+
+
+def count() -> int:
+    """Number of replicas."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def total(x: tf.Tensor) -> tf.Tensor:
+    """`x` summed over all replicas: no gradient is asked of it."""
+    context = replica_context()
+    return x if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
 def gather(x: tf.Tensor) -> tf.Tensor:

@@ -30,10 +30,10 @@ class MultiWorkerFit(keras.Model):
             self._symbolic_build(data_batch=data_batch)
 
     def train_step(self, data):
-        return _reducible(super().train_step(data))
+        return reducible(super().train_step(data))
 
     def test_step(self, data):
-        return _reducible(super().test_step(data))
+        return reducible(super().test_step(data))
 
 
 def _first_local(strategy, batch):
@@ -41,7 +41,7 @@ def _first_local(strategy, batch):
     return keras.tree.map_structure(lambda x: strategy.experimental_local_results(x)[0], batch)
 
 
-def _reducible(logs):
+def reducible(logs):
     """Scalar logs with an axis of length one, where Keras will reduce over it."""
     strategy = tf.distribute.get_strategy()
     is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

@@ -5,6 +5,7 @@ would start again from the seed.
 """
 
 import keras
+import tensorflow as tf
 
 
 class SavedRandomState(keras.layers.Layer):
@@ -25,6 +26,18 @@ class SavedRandomState(keras.layers.Layer):
         )
 
 
+def is_seed(variable) -> bool:
+    """Whether a variable is the state of a `keras.random.SeedGenerator`."""
+    return variable.name == "seed_generator_state"
+
+
 def _named_states(layer):
-    states = [v for v in layer.variables if v.name == "seed_generator_state"]
+    states = [v for v in layer.variables if is_seed(v)]
     return [(f"seed_state_{i}", state) for i, state in enumerate(states)]
+
+
+def fold_in(state: tf.Tensor, index: "int | tf.Tensor") -> tf.Tensor:
+    """A seed generator's state for the index-th of many tasks: each draws from a stream of its own."""
+    folded = tf.random.experimental.stateless_fold_in(tf.cast(state, tf.int32), index)
+    # Without the sign: XLA and TensorFlow's own kernels draw different bits from negative seeds.
+    return tf.cast(tf.bitwise.bitwise_and(folded, 2**31 - 1), state.dtype)

@@ -6,12 +6,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import augmented_views, view_axis
+from keras_sslmeta.mechanisms import augmented_views, byte_images, view_axis
+from keras_sslmeta.mechanisms.custom_compile import CustomCompile
 from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
 
 
-class TwoViewModel(SavedRandomState, MultiWorkerFit):
+class TwoViewModel(SavedRandomState, CustomCompile, MultiWorkerFit):
     """Parent of the methods that pretrain an encoder by comparing views of each sample.
 
     It makes the views, refuses what is not one, saves and loads, gives the encoder's features from
@@ -71,7 +72,7 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
 
     def views_of(self, inputs):
         """The views `(batch, views, …)`: `inputs` themselves, or what `augmentation` makes of them."""
-        inputs = _as_the_encoder_takes_them(self.encoder, inputs)
+        inputs = byte_images.as_the_model_takes_them(self.encoder, inputs)
         if self._are_views(inputs):
             count = view_axis.count(inputs)
             if count < 2:
@@ -163,11 +164,6 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
         """As `keras.Model.compile`, with Adam and the method's own loss as defaults."""
         super().compile(optimizer, self.default_loss() if loss is None else loss, **kwargs)
 
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
-
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`; `sample_weight` works without labels too."""
         if isinstance(x, tf.data.Dataset):
@@ -204,7 +200,9 @@ class TwoViewModel(SavedRandomState, MultiWorkerFit):
     def predict_step(self, data):
         """The encoder's features of plain samples."""
         samples, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self.encoder(_as_the_encoder_takes_them(self.encoder, samples), training=False)
+        return self.encoder(
+            byte_images.as_the_model_takes_them(self.encoder, samples), training=False
+        )
 
     def get_config(self):
         return {
@@ -314,18 +312,6 @@ def _flat_shapes(shapes):
     if all(n is None or isinstance(n, int) for n in shapes):
         return [tuple(shapes)]
     return [flat for shape in shapes for flat in _flat_shapes(shape)]
-
-
-def _as_the_encoder_takes_them(encoder, inputs):
-    """Images of bytes become floats, unless the encoder wants integers (an embedding of them, say)."""
-    expected = [x.dtype for x in getattr(encoder, "inputs", None) or []]
-    wants_integers = any("int" in keras.backend.standardize_dtype(dtype) for dtype in expected)
-    return keras.tree.map_structure(
-        lambda x: (
-            tf.cast(x, keras.config.floatx()) if x.dtype == tf.uint8 and not wants_integers else x
-        ),
-        inputs,
-    )
 
 
 def _listed(shapes):

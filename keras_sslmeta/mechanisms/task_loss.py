@@ -1,0 +1,127 @@
+"""The compiled loss, on one task: a pure function, where Keras's own keeps metrics and knows replicas."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_sslmeta.mechanisms import cross_replica
+
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
+
+class TaskLoss:
+    """What `compile(loss=…, loss_weights=…)` means for the outputs and targets of one task.
+
+    Args:
+        loss: a loss, or a list or dict of them (None for an output without), as in `compile`.
+        loss_weights: as in `compile`.
+        output_names: names of the outputs, where the model has some.
+
+    Raises:
+        ValueError: if the losses reduce in different ways.
+    """
+
+    def __init__(self, loss: Any, loss_weights: Any = None, output_names=None):
+        self._loss, self._weights, self._names = loss, loss_weights, output_names
+        flat = [_as_loss(x) for x in keras.tree.flatten(loss) if x is not None]
+        reductions = {x.reduction for x in flat}
+        if len(reductions) > 1:
+            raise ValueError(
+                "The losses of all outputs must have the same `reduction`. "
+                f"Received: {sorted(map(str, reductions))}"
+            )
+        (self.reduction,) = reductions
+        self.is_mean = self.reduction in _MEANS
+        self.is_sparse = any(
+            isinstance(x, keras.losses.SparseCategoricalCrossentropy) for x in flat
+        )
+
+    def __call__(self, targets, outputs, sample_weight=None) -> tf.Tensor:
+        """The loss, a scalar: the mean over the task's samples, unless the reduction is another."""
+        total = 0.0
+        for loss, weight, target, output, samples in self._pairs(targets, outputs, sample_weight):
+            value = tf.reduce_sum(loss(target, output, sample_weight=samples))
+            if self.is_mean:  # Keras has divided by the number of replicas.
+                value *= tf.cast(cross_replica.count(), value.dtype)
+            total += value if weight is None else value * tf.cast(weight, value.dtype)
+        return total
+
+    def sparse_outputs(self, targets, outputs):
+        """Pairs of integer labels and the outputs over whose last axis they count."""
+        return [
+            (target, output)
+            for loss, _, target, output, _ in self._pairs(targets, outputs, None)
+            if isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+        ]
+
+    def _pairs(self, targets, outputs, sample_weight):
+        count = len(keras.tree.flatten(outputs))
+        columns = [
+            self._aligned(x, outputs, name)
+            for x, name in (
+                (self._loss, "loss"),
+                (self._weights, "loss_weights"),
+                (targets, "targets"),
+                (sample_weight, "sample_weight"),
+            )
+        ]
+        losses, weights, targets, samples = columns
+        if len(targets) == 1 and count > 1:
+            raise ValueError(
+                f"The model has {count} outputs, and needs targets for each. Received: one"
+            )
+        return [
+            (_as_loss(loss), weight, target, output, sample)
+            for loss, weight, target, output, sample in zip(
+                losses, weights, targets, keras.tree.flatten(outputs), samples, strict=True
+            )
+            if loss is not None
+        ]
+
+    def _aligned(self, value, outputs, name):
+        """`value` as a list, one entry an output."""
+        count = len(keras.tree.flatten(outputs))
+        if isinstance(value, dict):
+            names = list(outputs) if isinstance(outputs, dict) else self._names
+            if names is not None and set(value) <= set(names):
+                return [
+                    value.get(key)
+                    for key in (sorted(names) if isinstance(outputs, dict) else names)
+                ]
+        elif isinstance(value, (list, tuple)):
+            flat = keras.tree.flatten(value)
+            if len(flat) == count:
+                return flat
+        elif name != "targets" or count == 1:
+            return [value] * count
+        raise ValueError(
+            f"`{name}` must have the structure of the model's outputs. "
+            f"Received: {keras.tree.map_structure(lambda _: '*', value)} for "
+            f"{keras.tree.map_structure(lambda _: '*', outputs)}"
+        )
+
+
+def _as_loss(loss):
+    loss = keras.losses.get(loss)
+    return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
+
+
+class _FunctionLoss(keras.losses.Loss):
+    """A function of targets and outputs, as Keras wraps one."""
+
+    def __init__(self, function):
+        super().__init__(name=getattr(function, "__name__", "loss"))
+        self.function = function
+        self.is_sparse = function is keras.losses.sparse_categorical_crossentropy
+
+    def call(self, y_true, y_pred):
+        if len(y_pred.shape) == len(y_true.shape) + 1 and y_pred.shape[-1] == 1:
+            y_true = y_true[..., None]
+        elif (
+            len(y_true.shape) == len(y_pred.shape) + 1
+            and y_true.shape[-1] == 1
+            and not self.is_sparse
+        ):
+            y_true = y_true[..., 0]
+        return self.function(y_true, y_pred)

@@ -1,0 +1,268 @@
+"""`EpisodicModel`: what meta-learners share."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_sslmeta.mechanisms import byte_images
+from keras_sslmeta.mechanisms.custom_compile import CustomCompile
+from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
+from keras_sslmeta.mechanisms.random_state import SavedRandomState
+
+_KEYS = ("support_x", "support_y", "query_x")
+
+
+class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
+    """Parent of models that learn from episodes: a support set to learn from, queries to answer.
+
+    A batch is a batch of tasks: ``({"support_x", "support_y", "query_x"}, query_y)``, each with an axis of
+    tasks in front, as `keras_sslmeta.data.episodes(…).batch(tasks)` gives them. This class checks episodes,
+    builds the model from them, and lets Keras's losses and metrics see the queries of all tasks as one
+    batch, `(tasks · queries, …)`. So any loss and metric that Keras has will do, and the loss is the mean
+    over tasks of the mean over queries. A method adds `call(episode)`, which returns the predictions for the
+    queries, `(tasks, queries, …)`.
+
+    Args:
+        model: a `keras.Model` with trainable weights; it is trained in place.
+        **kwargs: of `keras.Model`.
+
+    Raises:
+        ValueError: if `model` is not a Keras model or has nothing to train; on the first call, if an episode
+            lacks a key, or its parts differ in their number of tasks.
+    """
+
+    def __init__(self, model, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"`model` must be a keras.Model. Received: {model!r} (of type {type(model).__name__})"
+            )
+        self.model = model
+        if getattr(model, "output_names", None):
+            self.output_names = list(model.output_names)
+        if model.built:
+            self._check_weights()
+
+    # ------------------------------------------------------------------ for the methods
+
+    def build_where_known(self):
+        """Builds at once if the model is built, the last line of a method's constructor: so that
+        `summary`, `BackupAndRestore` and the like need no call first."""
+        if self.model.built:
+            self.build(None)
+
+    def episode_of(self, inputs) -> dict:
+        """The episode's parts, checked, images of bytes as floats.
+
+        Raises:
+            ValueError: if a part is missing, or they differ in their number of tasks or in form.
+        """
+        episode = check_episode(inputs)
+        self._check_ranks(episode)
+        return {
+            **episode,
+            **{
+                key: byte_images.as_the_model_takes_them(self.model, episode[key])
+                for key in ("support_x", "query_x")
+            },
+        }
+
+    # ------------------------------------------------------------------------- for Keras
+
+    def build(self, input_shape):
+        if not self.model.built:
+            self.model(
+                keras.tree.map_shape_structure(
+                    lambda shape: keras.KerasTensor((None, *shape[2:])), input_shape["support_x"]
+                )
+            )
+        self._check_weights()
+        self.build_method()
+        self.built = True
+
+    def build_method(self):
+        """Builds what a method adds to the built model."""
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.fit`, on episodes: a dataset of batches of them, or arrays."""
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # It orders itself; Keras would warn otherwise.
+        _check_lengths(x, y)
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.evaluate`, on episodes: adapts to each, and measures on its queries."""
+        _check_lengths(x, y)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """As `keras.Model.predict`: adapts to each episode, and answers its queries."""
+        _check_lengths(x)
+        return super().predict(x, *args, **kwargs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """As Keras's, on the queries of all tasks as one batch."""
+        y, y_pred, sample_weight = as_one_batch(y, y_pred, sample_weight)
+        return super().compute_loss(x, y, y_pred, sample_weight, training=training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """As Keras's, on the queries of all tasks as one batch."""
+        y, y_pred, sample_weight = as_one_batch(y, y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def get_config(self):
+        return {**super().get_config(), "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(
+            **{
+                key: keras.saving.deserialize_keras_object(value)
+                if isinstance(value, (dict, list))
+                else value
+                for key, value in config.items()
+            }
+        )
+
+    def _check_weights(self):
+        if not self.model.trainable_variables:
+            raise ValueError(
+                "`model` must have trainable weights; every layer of it is frozen or has none. "
+                f"Received: {self.model!r}"
+            )
+
+    def _check_ranks(self, episode):
+        """Refuses episodes that lack the axis of tasks, where the rank of the model's inputs is known."""
+        inputs = getattr(self.model, "inputs", None)
+        if not inputs:
+            return
+        for key in ("support_x", "query_x"):
+            given = keras.tree.flatten(episode[key])
+            ranks = [x.shape.rank for x in given]
+            wanted = [len(x.shape) + 1 for x in inputs]
+            if None in ranks or ranks == wanted:
+                continue
+            if len(ranks) == len(wanted) and all(
+                r == w - 1 for r, w in zip(ranks, wanted, strict=True)
+            ):
+                remedy = "Batch the episodes, `dataset.batch(tasks)`, or add the axis, `x[None]`."
+            else:
+                remedy = f"The model's inputs are {[tuple(x.shape) for x in inputs]}."
+            raise ValueError(
+                f"`{key}` must be (tasks, samples, …), one axis of tasks before what the model takes. "
+                f"{remedy} Received: shape={[tuple(x.shape) for x in given]}"
+            )
+
+
+def check_episode(inputs) -> dict:
+    """The parts of an episode, of static shapes that agree."""
+    if not isinstance(inputs, dict):
+        raise ValueError(
+            "An episode must be ({'support_x': …, 'support_y': …, 'query_x': …}, query_y), as "
+            f"keras_sslmeta.data.episodes gives them. Received: {type(inputs).__name__}"
+        )
+    missing = [key for key in _KEYS if key not in inputs]
+    if missing:
+        raise ValueError(
+            f"An episode must have the keys {', '.join(_KEYS)}; {', '.join(missing)} is missing. "
+            f"Received: {', '.join(map(str, inputs))}"
+        )
+    episode = {key: keras.tree.map_structure(tf.convert_to_tensor, inputs[key]) for key in _KEYS}
+    shapes = {key: [x.shape for x in keras.tree.flatten(value)] for key, value in episode.items()}
+    for key, several in shapes.items():
+        for shape in several:
+            if shape.rank is not None and shape.rank < 2:
+                raise ValueError(
+                    f"`{key}` must be (tasks, samples, …). Received: shape={tuple(shape)}"
+                )
+    tasks = {key: several[0][0] for key, several in shapes.items() if several[0].rank is not None}
+    if len({n for n in tasks.values() if n is not None}) > 1:
+        raise ValueError(
+            f"All parts of an episode must have the same number of tasks. Received: {tasks}"
+        )
+    x, y = shapes["support_x"][0], shapes["support_y"][0]
+    if None not in (x.rank, y.rank) and None not in (x[1], y[1]) and x[1] != y[1]:
+        raise ValueError(
+            "`support_x` and `support_y` must have the same number of samples. "
+            f"Received: {x[1]} and {y[1]}"
+        )
+    return episode
+
+
+def as_one_batch(y, y_pred, sample_weight):
+    """Targets, predictions and weights of `(tasks, queries, …)` as `(tasks · queries, …)`.
+
+    A weight a task, `(tasks,)`, becomes one for each of its queries.
+    """
+    if y is not None:
+        tasks_and_queries = tf.shape(keras.tree.flatten(y_pred)[0])[:2]
+        for target, output in zip(keras.tree.flatten(y), keras.tree.flatten(y_pred), strict=False):
+            _check_targets(target, output)
+        if sample_weight is not None:
+            sample_weight = keras.tree.map_structure(
+                lambda w: tf.reshape(_a_weight_a_query(w, tasks_and_queries), [-1]), sample_weight
+            )
+        y = keras.tree.map_structure(_merged, y)
+    return y, keras.tree.map_structure(_merged, y_pred), sample_weight
+
+
+def _merged(x):
+    x = tf.convert_to_tensor(x)
+    shape = x.shape
+    known = None if None in shape[:2] else shape[0] * shape[1]
+    merged = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
+    return tf.ensure_shape(merged, [known, *shape[2:]])
+
+
+def weights_of_queries(sample_weight, y_pred):
+    """A weight for every query, `(tasks, queries)`, from one a task or one a query."""
+    tasks_and_queries = tf.shape(keras.tree.flatten(y_pred)[0])[:2]
+    return keras.tree.map_structure(
+        lambda w: _a_weight_a_query(w, tasks_and_queries), sample_weight
+    )
+
+
+def _a_weight_a_query(weight, tasks_and_queries):
+    weight = tf.convert_to_tensor(weight)
+    if weight.shape.rank == 1:
+        weight = weight[:, None]
+    return tf.broadcast_to(weight, tasks_and_queries)
+
+
+def _check_targets(y, y_pred):
+    given, wanted = y.shape, y_pred.shape
+    if given.rank is not None and given.rank < 2:
+        raise ValueError(
+            "The queries' targets must be (tasks, queries, …). "
+            f"Received: shape={tuple(given)} for predictions of shape={tuple(wanted)}"
+        )
+    pairs = zip(given[:2], wanted[:2], strict=True)
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        raise ValueError(
+            "The queries' targets and `query_x` must have the same numbers of tasks and queries. "
+            f"Received: {tuple(given[:2])} and {tuple(wanted[:2])}"
+        )
+
+
+def _check_lengths(x: Any, y: Any = None):
+    """Refuses arrays of different numbers of tasks by the episode's own names, before Keras does."""
+    if not isinstance(x, dict):
+        if isinstance(x, (np.ndarray, list, tuple)):
+            check_episode(x)
+        return
+    missing = [key for key in _KEYS if key not in x]
+    if missing:
+        check_episode(x)
+    parts = {**{key: x[key] for key in _KEYS}, **({} if y is None else {"query_y": y})}
+    counts = {
+        key: len(first)
+        for key, value in parts.items()
+        for first in keras.tree.flatten(value)[:1]
+        if hasattr(first, "__len__")
+    }
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"All parts of an episode must have the same number of tasks. Received: {counts}"
+        )
