@@ -8,7 +8,8 @@ class NormalizationPolicy:
     """One way to normalise.
 
     Attributes:
-        support_by_batch: whether steps use the support set's own statistics: `(in evaluation, in meta-training)`.
+        support_by_batch: whether steps use the support set's own statistics: a pair, in evaluation and
+            in meta-training.
         query_by_batch: whether answers use the statistics of the queries, the same pair.
         from_support: whether answers use statistics that the adapted network takes of its support set.
         per_step: whether there are moving statistics for each step.

@@ -54,9 +54,9 @@ def replay(
     @tf.custom_gradient
     def run(*inputs):
         # Constants within: cotangents reach them through `gradient` alone.
-        inputs = [tf.stop_gradient(x) for x in inputs]
-        held = inputs[number:]
-        after, kept = _forward(step, joined(inputs[:number], integers), held, steps)
+        within = [tf.stop_gradient(x) for x in inputs]
+        held = within[number:]
+        after, kept = _forward(step, joined(within[:number], integers), held, steps)
         integers_after.extend(
             x for x, floating in zip(after, is_float, strict=True) if not floating
         )

@@ -36,7 +36,8 @@ class StatelessNetwork:
             for layer in model._flatten_layers()
             if isinstance(layer, keras.layers.BatchNormalization)
         ]
-        self.statistics, self.momenta = [], []
+        self.statistics: list[Any] = []
+        self.momenta: list[float] = []
         for layer in self.norms:
             for v in layer.non_trainable_variables:
                 if any(v is w for w in (*trainable, *self.statistics)) or _is_weight(layer, v):

@@ -47,13 +47,27 @@ class TaskLoss:
             total += value if weight is None else value * tf.cast(weight, value.dtype)
         return total
 
-    def sparse_outputs(self, targets, outputs):
-        """Pairs of integer labels and the outputs over whose last axis they count."""
-        return [
-            (target, output)
-            for loss, _, target, output, _ in self._pairs(targets, outputs, None)
-            if isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-        ]
+    def checks_of_labels(self, name: str, targets, outputs) -> list:
+        """Assertions that integer labels are classes of the outputs: on a GPU others would give NaN.
+
+        Args:
+            name: of the targets, for the message.
+            targets: the targets.
+            outputs: the outputs, or their specification.
+        """
+        checks = []
+        for loss, _, labels, output, _ in self._pairs(targets, outputs, None):
+            if not _is_sparse(loss):
+                continue
+            classes = output.shape[-1]
+            message = (
+                f"`{name}` must hold labels from 0 to {classes - 1}: the model's head has {classes} "
+                "classes. Received:"
+            )
+            labels = tf.cast(labels, tf.int64)
+            valid = tf.reduce_all((labels >= 0) & (labels < classes))
+            checks.append(tf.debugging.Assert(valid, [message, labels], summarize=100))
+        return checks
 
     def _pairs(self, targets, outputs, sample_weight):
         count = len(keras.tree.flatten(outputs))
@@ -102,6 +116,12 @@ class TaskLoss:
         )
 
 
+def _is_sparse(loss):
+    if isinstance(loss, _FunctionLoss):
+        return loss.function is keras.losses.sparse_categorical_crossentropy
+    return isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+
+
 def _as_loss(loss):
     loss = keras.losses.get(loss)
     return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
@@ -113,7 +133,6 @@ class _FunctionLoss(keras.losses.Loss):
     def __init__(self, function):
         super().__init__(name=getattr(function, "__name__", "loss"))
         self.function = function
-        self.is_sparse = function is keras.losses.sparse_categorical_crossentropy
 
     def call(self, y_true, y_pred):
         if len(y_pred.shape) == len(y_true.shape) + 1 and y_pred.shape[-1] == 1:

@@ -1,32 +1,105 @@
 """MAML (Finn, Abbeel and Levine 2017)."""
 
-import functools
-import math
-import numbers
-from typing import Any
-
 import keras
-import tensorflow as tf
 
-from keras_sslmeta.mechanisms import (
-    byte_images,
-    cross_replica,
-    inner_optimizers,
-    multi_worker,
-    normalization_policy,
-    second_derivatives,
-)
-from keras_sslmeta.mechanisms.adaptation import Adaptation, Queries
-from keras_sslmeta.mechanisms.inner_loop import InnerLoop, Start
-from keras_sslmeta.mechanisms.stateless_network import StatelessNetwork
-from keras_sslmeta.mechanisms.task_loss import TaskLoss
-from keras_sslmeta.meta.episodic import EpisodicModel, weights_of_queries
-
-_REPORTS = ("support_loss_before", "support_loss_after", "query_loss_before")
+from keras_sslmeta.meta.adapting import AdaptingModel
 
 
 @keras.saving.register_keras_serializable(package="keras_sslmeta.meta")
-class MAML(EpisodicModel):
+class MAML(AdaptingModel):
+    r"""MAML: weights from which a few gradient steps on a task's support set answer its queries.
+
+    For each task, from the meta-learnt weights θ,
+
+    ```
+    θ_0 = θ          θ_{k+1} = θ_k − α ∇ L_support(θ_k)          k = 0 … inner_steps − 1
+    ```
+
+    and the meta-loss, which `fit` minimises in θ, is the mean over tasks of L_query(θ_K), itself a mean
+    over the task's queries. Its gradient goes through all inner steps, exactly, at the memory of one step's
+    activations plus the weights of each step. With `second_order=False` the inner gradients count as
+    constants (FOMAML).
+
+    **When to choose it**: any model and any loss, regression too, on tasks that share more than features;
+    methods that compare with class means are simpler and cheaper where tasks are few-shot classification. A
+    step costs about as many passes as 4 · (inner_steps + 1) forward passes on the support set;
+    `second_order=False` about half.
+
+    Every batch is a batch of tasks, ``({"support_x", "support_y", "query_x"}, query_y)``, as
+    `keras_sslmeta.data.episodes(…).batch(tasks)` gives them. Keras's losses and metrics see the queries of
+    all tasks as one batch, `(tasks · queries, …)`.
+
+    Batch normalisation is the choice that differs most between implementations of MAML, and what leaks:
+
+    * `"transductive"` (Finn et al. 2017): always the statistics of the batch at hand. Queries are
+      normalised by their own statistics, so **a prediction depends on the other queries** of its task.
+    * `"support"`: steps by the support set's statistics, answers by those that the adapted network
+      takes of the support set. Nothing leaks between queries.
+    * `"per_step"` (Antoniou et al. 2019): moving statistics for each step and for the answers, shared by
+      all tasks. Meta-training normalises by the batch, where queries see each other, and moves
+      them; afterwards they are used, and nothing leaks. Steps beyond `inner_steps` use the last ones.
+    * `"frozen"`: the model's moving statistics throughout, unchanged: for pretrained encoders.
+
+    Under the first three the model's own moving statistics follow those of the support sets at θ. Dropout and
+    other random layers are active in meta-training, on support and queries, and nowhere else.
+
+    Args:
+        model: any `keras.Model`; its weights are the θ, trained in place. Recurrent layers need
+            `use_cudnn=False` for second order on a GPU.
+        inner_steps: K, number of inner steps in meta-training, from 0. Defaults to 1 (the paper: 1 for
+            sinusoids and 5-way Omniglot, 5 otherwise).
+        inner_learning_rate: α, from 0. Defaults to 0.01 (the paper, sinusoids and mini-ImageNet). The
+            paper's code sums the loss over classes: on Keras's mean its rates for N-way tasks are N times
+            larger (0.4 → 2.0 for 5-way Omniglot).
+        second_order: whether the meta-gradient goes through the inner gradients. Defaults to True.
+        test_inner_steps: number of steps in `evaluate`, `predict` and `adapt`. Defaults to None: as in
+            training. May be set at any time, before `compile`.
+        inner_optimizer: a `keras.optimizers.SGD` (with momentum or without), `Adam` or `RMSprop`, whose
+            state starts anew for each task. Defaults to None: plain SGD at `inner_learning_rate`, which
+            is ignored otherwise.
+        inner_loss: loss of the support set, as in `compile`. Defaults to None: the compiled loss.
+        adapted: a function from a variable to whether inner steps change it; the others are
+            meta-learnt all the same. `lambda v: "head" in v.path` is ANIL. A function registered with
+            Keras can be saved with the model. Defaults to None: all trainable variables.
+        batch_normalization: `"transductive"`, `"support"`, `"per_step"` or `"frozen"`, as above. Defaults
+            to `"transductive"` (the paper).
+        **kwargs: of `keras.Model`.
+
+    Call arguments:
+        inputs: an episode, `{"support_x", "support_y", "query_x"}`, each `(tasks, samples, …)` or a nest.
+        training: whether this is meta-training, or evaluation.
+
+    Returns:
+        `call` and `predict`: the adapted models' predictions for the queries, `(tasks, queries, …)`.
+        `fit` and `evaluate` report, beside `loss` (queries after adaptation, and regularisers of θ) and
+        the metrics, `query_loss_before`, `support_loss_before` and `support_loss_after`.
+
+    Raises:
+        ValueError: if an argument is out of its range; if `model` has no trainable weights, or `adapted`
+            selects none; if an episode lacks a part, or its parts do not agree; if second order meets
+            a layer that has no second derivative.
+        tf.errors.InvalidArgumentError: in a step, if labels are not classes of the model's head.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_sslmeta as ksm
+    >>> network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(40, "relu"), keras.layers.Dense(1)])
+    >>> maml = ksm.MAML(network, inner_steps=1, inner_learning_rate=0.01)
+    >>> maml.compile(keras.optimizers.Adam(1e-3), loss="mse")
+    >>> history = maml.fit(ksm.data.sinusoids(seed=0).batch(25), steps_per_epoch=2, verbose=0)
+    >>> sorted(history.history)
+    ['loss', 'query_loss_before', 'support_loss_after', 'support_loss_before']
+    >>> episode, query_y = next(iter(ksm.data.sinusoids(seed=1)))
+    >>> specialist = maml.adapt(episode["support_x"], episode["support_y"], steps=10)
+    >>> specialist.predict(episode["query_x"], verbose=0).shape
+    (10, 1)
+
+    Reference:
+        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML
+        2017, Algorithms 1 and 2. https://arxiv.org/abs/1703.03400. Antoniou, Edwards, Storkey, "How to
+        train your MAML", ICLR 2019 (per-step statistics). https://arxiv.org/abs/1810.09502
+    """
+
     def __init__(
         self,
         model,
@@ -40,365 +113,15 @@ class MAML(EpisodicModel):
         batch_normalization: str = "transductive",
         **kwargs,
     ):
-        super().__init__(model, **kwargs)
-        self.inner_steps = _count("inner_steps", inner_steps)
-        self.test_inner_steps = (
-            None if test_inner_steps is None else _count("test_inner_steps", test_inner_steps)
+        super().__init__(
+            model,
+            inner_steps=inner_steps,
+            inner_learning_rate=inner_learning_rate,
+            second_order=second_order,
+            test_inner_steps=test_inner_steps,
+            inner_optimizer=inner_optimizer,
+            inner_loss=inner_loss,
+            adapted=adapted,
+            batch_normalization=batch_normalization,
+            **kwargs,
         )
-        self.inner_learning_rate = _rate(inner_learning_rate)
-        self.second_order = bool(second_order)
-        self.inner_optimizer = inner_optimizer
-        self.inner_loss = inner_loss
-        self.adapted = adapted
-        self.batch_normalization = batch_normalization
-        self._policy = normalization_policy.named(batch_normalization)
-        self._inner = (
-            (inner_optimizers.SGD(), self.inner_learning_rate)
-            if inner_optimizer is None
-            else inner_optimizers.from_keras(inner_optimizer)
-        )
-        if adapted is not None and not callable(adapted):
-            raise ValueError(
-                "`adapted` must be a function from a variable to whether the inner loop changes it, "
-                f"such as `lambda v: 'head' in v.path`. Received: {adapted!r}"
-            )
-        self._reports = [keras.metrics.Mean(name=name) for name in _REPORTS]
-        self.step_statistics: list[Any] = []
-        self._loss_weights = None
-        self._functions: dict[tuple[str, int], Any] = {}
-        self.build_where_known()
-
-    # ---------------------------------------------------------------------------- for users
-
-    def adapt(self, support_x, support_y, steps: int | None = None) -> keras.Model:
-        steps = self._steps(False) if steps is None else _count("steps", steps)
-        support_x, support_y = (
-            keras.tree.map_structure(tf.convert_to_tensor, x) for x in (support_x, support_y)
-        )
-        if not self.built:
-            shapes = keras.tree.map_structure(lambda x: (None, *x.shape), support_x)
-            self.build({"support_x": shapes})
-        self._check_support(support_x, support_y)
-        support_x = byte_images.as_the_model_takes_them(self.model, support_x)
-        run = self._function("adapt", steps)
-        weights, state, statistics = run(support_x, support_y)
-        specialist = keras.models.clone_model(self.model)
-        if not specialist.built:
-            specialist(
-                keras.tree.map_structure(
-                    lambda x: keras.KerasTensor((None, *x.shape[1:]), dtype=x.dtype.name), support_x
-                )
-            )
-        values = {id(v): v.value for v in self.model.variables}
-        network = self._network()
-        for variables, news in (
-            (network.adapted, weights),
-            (network.state, state),
-            (network.statistics, statistics),
-        ):
-            values.update({id(v): x for v, x in zip(variables, news, strict=True)})
-        for target, source in zip(specialist.variables, self.model.variables, strict=True):
-            target.assign(values[id(source)])
-        return specialist
-
-    def predict_along(self, episode, steps: int):
-        steps = _count("steps", steps)
-        if not self.built:
-            self.build(keras.tree.map_structure(lambda x: tuple(x.shape), dict(episode)))
-        run = self._function("along", steps)
-        return keras.tree.map_structure(lambda x: x.numpy(), run(self.episode_of(episode)))
-
-    # ---------------------------------------------------------------------------- for Keras
-
-    def build_method(self):
-        network = self._network()
-        if not network.adapted:
-            raise ValueError(
-                "`adapted` must select at least one trainable variable. Received: "
-                f"adapted={self.adapted!r}, which selects none of "
-                f"{', '.join(v.path for v in self.model.trainable_variables)}"
-            )
-        if self._policy.per_step and not self.step_statistics:
-            self.step_statistics = [
-                self.add_weight(
-                    shape=(self.inner_steps + 1, *v.shape),
-                    initializer=keras.initializers.Constant(float(v.numpy().flat[0])),
-                    dtype=v.dtype,
-                    trainable=False,
-                    name=f"step_{v.name}_{i}",
-                )
-                for i, v in enumerate(network.statistics)
-            ]
-
-    def compile(self, optimizer="adam", loss=None, loss_weights=None, **kwargs):
-        if loss is None:
-            raise ValueError(
-                "MAML has no loss of its own: pass that of the task, such as "
-                "`loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Received: loss=None"
-            )
-        TaskLoss(loss, loss_weights, getattr(self.model, "output_names", None))
-        self._loss_weights = loss_weights
-        self._functions = {}
-        super().compile(optimizer, loss, loss_weights=loss_weights, **kwargs)
-
-    def call(self, inputs, training=None):
-        episode = self.episode_of(inputs)
-        adaptation, start = self._adaptation(bool(training), through_inputs=True)
-        checks = self._checks_of_labels(adaptation, episode)
-        with tf.control_dependencies(checks):
-            return adaptation.each(episode, start).outputs
-
-    def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        episode = self.episode_of(x)
-        adaptation, start = self._adaptation(training=True)
-        scale = self.optimizer.scale_loss(tf.ones([], _factor_dtype(start.adapted)))
-        with second_derivatives.explained(self.model):
-            results = self._measured(adaptation, start, episode, y, sample_weight, scale)
-        self._apply(adaptation, results.gradients, scale)
-        self._follow(adaptation, results, episode)
-        return self._logs(x, y, results, sample_weight, training=True)
-
-    def test_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        adaptation, start = self._adaptation(training=False)
-        results = self._measured(adaptation, start, self.episode_of(x), y, sample_weight)
-        return self._logs(x, y, results, sample_weight, training=False)
-
-    def get_config(self):
-        config = {
-            "inner_steps": self.inner_steps,
-            "inner_learning_rate": self.inner_learning_rate,
-            "second_order": self.second_order,
-            "test_inner_steps": self.test_inner_steps,
-            "batch_normalization": self.batch_normalization,
-        }
-        objects = {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in ("inner_optimizer", "inner_loss", "adapted")
-        }
-        return {**super().get_config(), **config, **objects}
-
-    # ------------------------------------------------------------------------------- within
-
-    def _function(self, name, steps):
-        """`_adapted` or `_predicted_along` at so many steps, compiled once for each."""
-        if (name, steps) not in self._functions:
-            method = {"adapt": self._adapted, "along": self._predicted_along}[name]
-            self._functions[name, steps] = tf.function(
-                functools.partial(method, steps), autograph=False, reduce_retracing=True
-            )
-        return self._functions[name, steps]
-
-    def _adapted(self, steps, support_x, support_y):
-        adaptation, start = self._adaptation(training=False, steps=steps)
-        one = keras.tree.map_structure(lambda x: x[None], (support_x, support_y))
-        checks = self._checks_of_labels(adaptation, {"query_x": one[0], "support_y": one[1]})
-        with tf.control_dependencies(checks):
-            adapted, statistics = adaptation.one(support_x, support_y, start)
-            return adapted.weights, adapted.state, statistics
-
-    def _predicted_along(self, steps, episode):
-        adaptation, start = self._adaptation(training=False, steps=steps)
-        with tf.control_dependencies(self._checks_of_labels(adaptation, episode)):
-            return adaptation.along(episode, start)
-
-    def _network(self):
-        return StatelessNetwork(self.model, self.adapted)
-
-    def _steps(self, training):
-        return (
-            self.inner_steps if training or self.test_inner_steps is None else self.test_inner_steps
-        )
-
-    def _task_losses(self):
-        """The loss of the inner loop and that of the queries."""
-        names = getattr(self.model, "output_names", None)
-        outer = TaskLoss(self.loss, self._loss_weights, names) if self.compiled else None
-        inner = outer if self.inner_loss is None else TaskLoss(self.inner_loss, None, names)
-        if inner is None:
-            raise ValueError(
-                "MAML needs a loss to adapt by: call `compile(loss=…)` first, or pass `inner_loss`. "
-                "Received: neither"
-            )
-        return inner, outer
-
-    def _adaptation(self, training, steps=None, through_inputs=False):
-        """How to adapt, and what every task starts from: variables, read once, before any loop."""
-        network = self._network()
-        optimizer, rate = self._inner
-        inner = InnerLoop(
-            network,
-            self._task_losses()[0],
-            optimizer,
-            self.second_order,
-            every_statistic=training and self._policy.per_step,
-        )
-        steps = self._steps(training) if steps is None else steps
-        adaptation = Adaptation(network, inner, self._policy, steps, training, through_inputs)
-        statistics = self.step_statistics if self._policy.per_step else network.statistics
-        adapted = _values(network.adapted)
-        start = Start(
-            adapted,
-            _values(network.others),
-            [tf.constant(rate, w.dtype) for w in adapted],
-            _values(network.state),
-            _values(statistics),
-        )
-        return adaptation, start
-
-    def _measured(self, adaptation, start, episode, y, sample_weight, scale=None):
-        """Results with losses, and with gradients where a scale for them is given."""
-        if y is None:
-            raise ValueError(
-                "Episodes must bring the queries' targets, ({…}, query_y). Received: no query_y"
-            )
-        y = keras.tree.map_structure(tf.convert_to_tensor, y)
-        outer = self._task_losses()[1]
-        queries = Queries(y, outer)
-        if sample_weight is not None:
-            queries.weights = weights_of_queries(sample_weight, episode["query_x"])
-        factors = (
-            None
-            if scale is None
-            else scale * _factors(outer, episode, queries.weights, scale.dtype)
-        )
-        checks = self._checks_of_labels(adaptation, episode, y)
-        with tf.control_dependencies(checks):
-            return adaptation.each(episode, start, queries, factors)
-
-    def _apply(self, adaptation, gradients, scale):
-        network = adaptation.network
-        weights = [*network.adapted, *network.others]
-        with tf.GradientTape() as tape:
-            penalties = [
-                tf.reduce_sum(x) for x in self.losses
-            ]  # Regularisers, on the meta-weights.
-            penalty = tf.add_n(penalties) / cross_replica.count() if penalties else None
-            penalty = None if penalty is None else penalty * tf.cast(scale, penalty.dtype)
-        if penalties:
-            of_penalty = tape.gradient(penalty, [v.value for v in weights])
-            gradients = [
-                g if p is None else g + tf.convert_to_tensor(p)
-                for g, p in zip(gradients, of_penalty, strict=True)
-            ]
-        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-
-    def _follow(self, adaptation, results, episode):
-        """Moves the state that is not trained: statistics, random states, layers' own averages."""
-        network = adaptation.network
-        count = cross_replica.total(_tasks(episode))
-
-        def mean(total):
-            return cross_replica.total(total) / tf.cast(count, total.dtype)
-
-        if self._policy.moving:
-            pairs = zip(network.statistics, network.momenta, results.statistics, strict=True)
-            for i, (variable, momentum, total) in enumerate(pairs):
-                new = mean(total)
-                if self._policy.per_step:
-                    steps = self.step_statistics[i]
-                    steps.assign(steps * momentum + new * (1 - momentum))
-                    new = new[0]
-                variable.assign(variable * momentum + new * (1 - momentum))
-        random = network.random_states()
-        for variable, total, is_random in zip(network.state, results.state, random, strict=True):
-            if is_random:
-                variable.assign(variable.value + tf.constant([0, 1], variable.value.dtype))
-            elif variable.value.dtype.is_floating:
-                variable.assign(mean(total))
-            else:
-                variable.assign(tf.cast(tf.round(mean(total)), variable.value.dtype))
-
-    def _logs(self, x, y, results, sample_weight, training):
-        tasks = _tasks(x)
-        loss = self._compute_loss(x, y, results.outputs, sample_weight, training=training)
-        self._loss_tracker.update_state(loss * cross_replica.count(), sample_weight=tasks)
-        for report in self._reports:
-            report.update_state(results.losses[report.name])
-        return multi_worker.reducible(
-            self.compute_metrics(x, y, results.outputs, sample_weight=sample_weight)
-        )
-
-    def _check_support(self, support_x, support_y):
-        inputs = getattr(self.model, "inputs", None) or []
-        given = keras.tree.flatten(support_x)
-        if inputs and [x.shape.rank for x in given] != [len(x.shape) for x in inputs]:
-            raise ValueError(
-                "`support_x` must be the support set of one task, as the model takes it: "
-                f"{[tuple(x.shape) for x in inputs]}. Received: shape={[tuple(x.shape) for x in given]}"
-            )
-        lengths = len(given[0]), len(keras.tree.flatten(support_y)[0])
-        if lengths[0] != lengths[1]:
-            raise ValueError(
-                "`support_x` and `support_y` must have the same number of samples. "
-                f"Received: {lengths[0]} and {lengths[1]}"
-            )
-
-    def _checks_of_labels(self, adaptation, episode, query_y=None):
-        """Assertions that labels are classes of the head: TensorFlow gives NaN for others on a GPU."""
-        outputs = self.model.compute_output_spec(
-            keras.tree.map_structure(
-                lambda x: keras.KerasTensor(x.shape[1:], dtype=x.dtype.name), episode["query_x"]
-            )
-        )
-        inner, outer = self._task_losses()
-        checks = _label_checks(inner, "support_y", episode["support_y"], outputs)
-        if query_y is not None:
-            checks += _label_checks(outer, "query_y", query_y, outputs)
-        return checks
-
-
-def _label_checks(loss, name, targets, outputs):
-    checks = []
-    for labels, output in loss.sparse_outputs(targets, outputs):
-        classes = output.shape[-1]
-        message = (
-            f"`{name}` must hold labels from 0 to {classes - 1}: the model's head has {classes} classes. "
-            "Received:"
-        )
-        labels = tf.cast(labels, tf.int64)
-        valid = tf.reduce_all((labels >= 0) & (labels < classes))
-        checks.append(tf.debugging.Assert(valid, [message, labels], summarize=100))
-    return checks
-
-
-def _factor_dtype(weights):
-    return tf.float64 if any(w.dtype == tf.float64 for w in weights) else tf.float32
-
-
-def _factors(loss, episode, weights, dtype):
-    """What each task's loss counts in the batch's: their mean, a sum, or by weight, over all replicas."""
-    tasks = _tasks(episode)
-    if not loss.is_mean:
-        return tf.ones([tasks], dtype)
-    if loss.reduction == "mean_with_sample_weight" and weights is not None:
-        of_tasks = tf.add_n(
-            [tf.reduce_sum(tf.cast(w, dtype), axis=1) for w in keras.tree.flatten(weights)]
-        )
-        return tf.math.divide_no_nan(of_tasks, cross_replica.total(tf.reduce_sum(of_tasks)))
-    return tf.ones([tasks], dtype) / tf.cast(cross_replica.total(tasks), dtype)
-
-
-def _tasks(episode):
-    return tf.shape(keras.tree.flatten(episode["query_x"])[0])[0]
-
-
-def _values(variables):
-    return [tf.convert_to_tensor(v.value) for v in variables]
-
-
-def _count(name, value):
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < 0:
-        raise ValueError(f"`{name}` must be an integer from 0. Received: {name}={value!r}")
-    return int(value)
-
-
-def _rate(value):
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
-        raise ValueError(
-            f"`inner_learning_rate` must be a number from 0. Received: inner_learning_rate={value!r}"
-        )
-    return float(value)
