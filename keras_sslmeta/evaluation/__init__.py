@@ -1,7 +1,16 @@
-"""How good a representation is: nearest neighbours, and classes told apart from a few samples."""
+"""How good a representation is, or a meta-learner: on nearest neighbours, few samples, few steps."""
 
+from keras_sslmeta.evaluation.adaptation_curve import adaptation_curve
+from keras_sslmeta.evaluation.adaptation_curve_result import AdaptationCurve
 from keras_sslmeta.evaluation.few_shot import few_shot
 from keras_sslmeta.evaluation.few_shot_result import FewShotResult
 from keras_sslmeta.evaluation.knn import knn_accuracy, knn_predict
 
-__all__ = ["FewShotResult", "few_shot", "knn_accuracy", "knn_predict"]
+__all__ = [
+    "AdaptationCurve",
+    "FewShotResult",
+    "adaptation_curve",
+    "few_shot",
+    "knn_accuracy",
+    "knn_predict",
+]

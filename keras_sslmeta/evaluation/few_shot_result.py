@@ -33,7 +33,7 @@ class FewShotResult:
     @property
     def half_interval(self) -> float:
         """Half the 95% interval, 1.96·σ/√episodes; NaN for a single episode."""
-        return _half_interval(self.per_episode)
+        return half_interval(self.per_episode)
 
     def paired_difference(self, other: "FewShotResult") -> tuple[float, float]:
         """How much better this result is than another on the same episodes.
@@ -58,7 +58,7 @@ class FewShotResult:
                 f"episodes and seed. Received: {other!r}, which has others than {self!r}"
             )
         differences = self.per_episode - other.per_episode
-        return float(np.mean(differences)), _half_interval(differences)
+        return float(np.mean(differences)), half_interval(differences)
 
     def __str__(self) -> str:
         return f"{100 * self.accuracy:.1f} ± {100 * self.half_interval:.1f} %"
@@ -67,7 +67,7 @@ class FewShotResult:
         return f"FewShotResult({self}, {len(self.per_episode)} episodes)"
 
 
-def _half_interval(values: np.ndarray) -> float:
+def half_interval(values: np.ndarray) -> float:
     if len(values) < 2:
         return float("nan")
     return float(1.96 * np.std(values, ddof=1) / np.sqrt(len(values)))

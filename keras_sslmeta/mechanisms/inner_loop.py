@@ -1,7 +1,6 @@
 """Adaptation to one task: gradient steps on its support set, differentiable in all that enters.
 
-Second order is exact, at the memory of one step (`replayed_loop`). The last step is left to TensorFlow's own
-gradient: its intermediates are one step's, and it need not run twice.
+Second order is exact, at the memory of one step (`replayed_loop`).
 """
 
 import dataclasses
@@ -101,9 +100,11 @@ class InnerLoop:
             through_inputs: whether floating-point inputs get a gradient.
         """
         task = _Task(self, inputs, targets, start, steps, training, by_batch, through_inputs)
-        carried, _ = replay(task.step, task.start(), task.constants, max(0, steps - 1))
-        if steps:
-            carried = task.step(tf.constant(steps - 1), carried, task.constants)
+        if steps == 1:
+            # TensorFlow's own gradient keeps one step's intermediates too, and need not run it twice.
+            carried = task.step(tf.constant(0), task.start(), task.constants)
+        else:
+            carried, _ = replay(task.step, task.start(), task.constants, steps)
         weights, _, state, losses, statistics = task.parts(carried)
         return Adapted(weights, state, losses[0], statistics)
 

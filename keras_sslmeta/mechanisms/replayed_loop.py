@@ -61,10 +61,12 @@ def replay(
             x for x, floating in zip(after, is_float, strict=True) if not floating
         )
         last = floats_of(after)
-        stacks = [
-            tf.concat([before, x[None]], axis=0)
-            for before, x in zip(floats_of(kept), last, strict=True)
-        ]
+        stacks = []
+        if trajectory:
+            stacks = [
+                tf.concat([before.stack(), x[None]], axis=0)
+                for before, x in zip(floats_of(kept), last, strict=True)
+            ]
 
         def gradient(*upstream):
             of_last, of_stacks = list(upstream[:number]), list(upstream[number:])
@@ -74,7 +76,9 @@ def replay(
 
         return [*last, *stacks] if trajectory else last, gradient
 
-    if steps == 0 or number == 0:
+    if number == 0:
+        return _forward(step, carried, constants, steps)[0], [] if trajectory else None
+    if steps == 0:
         stacks = [x[None] for x in floats_of(carried)] if trajectory else None
         return carried, stacks
     # TensorFlow loses track of the inputs of a `tf.function` unless each is a tensor of its own.
@@ -84,9 +88,9 @@ def replay(
 
 
 def _forward(step, carried, constants, steps):
-    """`carried` after the last step, and stacks of what every step was given."""
+    """`carried` after the last step, and arrays of what every step was given."""
     arrays = [
-        tf.TensorArray(x.dtype, steps, element_shape=x.shape, clear_after_read=True)
+        tf.TensorArray(x.dtype, steps, element_shape=x.shape, clear_after_read=False)
         for x in carried
     ]
 
@@ -105,8 +109,7 @@ def _forward(step, carried, constants, steps):
         parallel_iterations=1,
         maximum_iterations=steps,
     )
-    # Plain tensors, which unlike arrays can cross into the gradient of a loop around this one.
-    return carried, [array.stack() for array in arrays]
+    return carried, arrays
 
 
 def _backward(step, kept, constants, steps, cotangents, of_stacks, floats_of):
@@ -114,7 +117,7 @@ def _backward(step, kept, constants, steps, cotangents, of_stacks, floats_of):
     number = len(cotangents)
 
     def body(k, cotangents, sums):
-        given = [x[k] for x in kept]
+        given = [array.read(k) for array in kept]
         inputs = [*floats_of(given), *constants]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
@@ -129,10 +132,14 @@ def _backward(step, kept, constants, steps, cotangents, of_stacks, floats_of):
         sums = [total + x for total, x in zip(sums, gradients[number:], strict=True)]
         return k - 1, before, sums
 
+    # TensorFlow would run the first step again as soon as it can: while the intermediates of what comes
+    # after the loop are still there.
+    with tf.control_dependencies(cotangents):
+        last = tf.constant(steps - 1) + 0
     _, cotangents, sums = tf.while_loop(
         lambda k, *_: k >= 0,
         body,
-        (steps - 1, cotangents, [tf.zeros_like(x) for x in constants]),
+        (last, cotangents, [tf.zeros_like(x) for x in constants]),
         parallel_iterations=1,
         maximum_iterations=steps,
     )

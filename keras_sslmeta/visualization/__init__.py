@@ -1,7 +1,15 @@
-"""Pictures of views, training and embeddings, drawn on matplotlib figures without pyplot."""
+"""Pictures of views, training, adaptation and embeddings, drawn on matplotlib figures without pyplot."""
 
+from keras_sslmeta.visualization.adaptation_curve import plot_adaptation_curve
+from keras_sslmeta.visualization.adapted_functions import plot_adapted_functions
 from keras_sslmeta.visualization.embedding_map import plot_embedding
 from keras_sslmeta.visualization.learning_curve import plot_learning_curve
 from keras_sslmeta.visualization.views import plot_views
 
-__all__ = ["plot_embedding", "plot_learning_curve", "plot_views"]
+__all__ = [
+    "plot_adaptation_curve",
+    "plot_adapted_functions",
+    "plot_embedding",
+    "plot_learning_curve",
+    "plot_views",
+]
