@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,6 +25,13 @@ IMAGES = RNG.uniform(0, 255, size=(SAMPLES, 6, 6, 1)).astype("float32")
 VIEWS = RNG.uniform(0, 255, size=(SAMPLES, 2, 6, 6, 1)).astype("float32")
 EMBEDDINGS = RNG.normal(size=(SAMPLES, 2, 8)).astype("float32")
 WEIGHTS = RNG.uniform(0.5, 1.5, size=SAMPLES).astype("float32")
+# One task a sample: 3 classes, 2 examples and 3 queries of each.
+EPISODES = {
+    "support_x": RNG.normal(size=(SAMPLES, 6, 5)).astype("float32"),
+    "support_y": RNG.integers(0, 3, size=(SAMPLES, 6)),
+    "query_x": RNG.normal(size=(SAMPLES, 9, 5)).astype("float32"),
+}
+QUERY_Y = RNG.integers(0, 3, size=(SAMPLES, 9))
 
 
 @dataclasses.dataclass
@@ -41,13 +49,14 @@ class LossRow:
 
 @dataclasses.dataclass
 class ModelRow:
-    """A model, how to build it afresh, and the data it fits."""
+    """A model, how to build it afresh, the data it fits, and what it predicts from."""
 
     build: Callable[[], keras.Model]
-    x: np.ndarray
-    plain: np.ndarray
+    x: Any
+    plain: Any
     half_precision: float = 2e-2
     y: np.ndarray | None = None
+    compile: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def encoder():
@@ -58,6 +67,19 @@ def encoder():
             keras.layers.Conv2D(4, 3, activation="relu"),
             keras.layers.Flatten(),
             keras.layers.Dense(8),
+        ]
+    )
+
+
+def network(noise=False):
+    """Of single samples, for meta-learners."""
+    layers = [keras.layers.GaussianNoise(0.1, seed=1), keras.layers.BatchNormalization()]
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2"),
+            *(layers if noise else []),
+            keras.layers.Dense(3),
         ]
     )
 
@@ -78,6 +100,24 @@ MODELS = {
         IMAGES,
         IMAGES,
     ),
+    "MAML": ModelRow(
+        lambda: ksm.MAML(network(), inner_steps=2, inner_learning_rate=0.1),
+        EPISODES,
+        EPISODES,
+        y=QUERY_Y,
+        compile={"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
+    ),
+    "MAML with augmentation and statistics of each step": ModelRow(
+        lambda: ksm.MAML(
+            network(noise=True),
+            inner_optimizer=keras.optimizers.Adam(0.05),
+            batch_normalization="per_step",
+        ),
+        EPISODES,
+        EPISODES,
+        y=QUERY_Y,
+        compile={"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
+    ),
 }
 
 every_loss = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES)
@@ -92,7 +132,7 @@ def build(name, **loss_arguments):
     keras.utils.set_random_seed(7)
     row = FITTED[name]
     if isinstance(row, ModelRow):
-        return row.build(), {}
+        return row.build(), row.compile
     model = keras.Sequential([keras.Input(row.x.shape[1:]), keras.layers.Dense(8)])
     return model, {"loss": row.build(**loss_arguments)}
 
@@ -119,9 +159,9 @@ def assert_same_weights(model, other, **tolerance):
 
 def test_every_public_loss_and_model_has_a_row():
     """A class that nobody entered here would escape every test below."""
-    parents = {"BatchLoss", "TwoViewModel"}
+    parents = {"BatchLoss", "TwoViewModel", "EpisodicModel"}
     rows = {name.split()[0] for name in FITTED}
-    public = set(ksm.losses.__all__) | set(ksm.ssl.__all__)
+    public = {*ksm.losses.__all__, *ksm.ssl.__all__, *ksm.meta.__all__}
     assert public - parents == rows
 
 
@@ -174,7 +214,7 @@ def test_save_and_load_without_custom_objects(name, tmp_path):
 @every_model
 def test_predict_and_summary_of_a_loaded_model(row, tmp_path):
     model = row.build()
-    model.compile()
+    model.compile(**row.compile)
     model.fit(row.x, row.y, batch_size=BATCH, verbose=0)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
@@ -188,17 +228,17 @@ def test_predict_and_summary_of_a_loaded_model(row, tmp_path):
 
 @everything
 def test_sample_weights(name):
-    weighted = compiled(name).evaluate(
-        FITTED[name].x, np.zeros(SAMPLES), sample_weight=WEIGHTS, batch_size=BATCH, verbose=0
-    )
-    plain = compiled(name).evaluate(FITTED[name].x, np.zeros(SAMPLES), batch_size=BATCH, verbose=0)
-    doubled = compiled(name).evaluate(
-        FITTED[name].x,
-        np.zeros(SAMPLES),
-        sample_weight=np.full(SAMPLES, 2.0),
-        batch_size=BATCH,
-        verbose=0,
-    )
+    row = FITTED[name]
+    y = np.zeros(SAMPLES) if row.y is None else row.y
+
+    def loss(weights):
+        model = compiled(name)
+        value = model.evaluate(
+            row.x, y, sample_weight=weights, batch_size=BATCH, verbose=0, return_dict=True
+        )["loss"]
+        return value - sum(map(float, model.losses))  # Regularisers are not weighed.
+
+    weighted, plain, doubled = loss(WEIGHTS), loss(None), loss(np.full(SAMPLES, 2.0))
     np.testing.assert_allclose(doubled, 2 * plain, rtol=1e-5)
     assert abs(weighted - plain) > 1e-4
 
@@ -230,7 +270,7 @@ def test_mixed_precision(name, policy):
         model.compile(keras.optimizers.SGD(1e-2), **loss)
         start = [w.copy() for w in model.get_weights()]
         row = FITTED[name]
-        value = model.evaluate(row.x, row.y, batch_size=BATCH, verbose=0)
+        value = model.evaluate(row.x, row.y, batch_size=BATCH, verbose=0, return_dict=True)["loss"]
         # Float16 skips its first steps, until the optimiser has found the scale of the loss.
         fit(model, name, epochs=12)
         return value, sum(

@@ -1,7 +1,6 @@
 """A batch of tasks: adapt to each, answer its queries, and sum the meta-gradients."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,6 +10,7 @@ from keras_sslmeta.mechanisms import cross_replica, random_state, task_loop
 from keras_sslmeta.mechanisms.inner_loop import Adapted, InnerLoop, Start, statistics_of_pass
 from keras_sslmeta.mechanisms.normalization_policy import NormalizationPolicy
 from keras_sslmeta.mechanisms.stateless_network import StatelessNetwork
+from keras_sslmeta.mechanisms.task_loss import TaskLoss
 
 
 @dataclasses.dataclass
@@ -19,12 +19,12 @@ class Queries:
 
     Attributes:
         targets: nest of `(tasks, queries, …)`.
-        loss: ``(targets, outputs, sample_weight) → scalar`` of one task.
+        loss: that of one task.
         weights: None, or a nest of `(tasks, queries)`.
     """
 
     targets: Any
-    loss: Callable
+    loss: TaskLoss
     weights: Any = None
 
 
@@ -80,11 +80,11 @@ class Adaptation:
             episode: support and query parts, with an axis of tasks in front.
             start: what every task starts from.
             queries: targets of the queries, where losses are wanted.
-            factors: `(tasks,)`, what each task's loss counts in the gradient; None for no gradient.
+            factors: `(tasks, outputs)`, what each task's losses count in the gradient; None for none.
         """
         count = _length(keras.tree.flatten(episode["query_x"])[0])
         first = cross_replica.first_row(count)
-        outputs = {"outputs": self._specs(episode["query_x"])}
+        outputs = {"outputs": self.specs(episode["query_x"])}
         if queries is not None:
             outputs["losses"] = {name: self._scalar() for name in LOSSES}
         sums = self._zeros(start, factors is not None)
@@ -125,7 +125,7 @@ class Adaptation:
         """Predictions for the queries after 0, 1, … steps: nest of `(tasks, steps + 1, queries, …)`."""
         count = _length(keras.tree.flatten(episode["query_x"])[0])
         first = cross_replica.first_row(count)
-        specs = self._specs(episode["query_x"])
+        specs = self.specs(episode["query_x"])
 
         def task(t):
             part = keras.tree.map_structure(lambda x: x[t], episode)
@@ -180,8 +180,11 @@ class Adaptation:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights if factor is not None else [])
             adapted, support, answers = self._answers(part, start)
-            loss = queries.loss(queries.targets, answers.outputs, queries.weights)
-            objective = None if factor is None else loss * tf.cast(factor, loss.dtype)
+            parts = queries.loss.each(queries.targets, answers.outputs, queries.weights)
+            loss = tf.reduce_sum(parts)
+            objective = (
+                None if factor is None else tf.reduce_sum(parts * tf.cast(factor, parts.dtype))
+            )
         losses = self._losses(part, start, queries, adapted, support, loss)
         if factor is None:
             return [], answers, losses
@@ -250,7 +253,7 @@ class Adaptation:
             for x, is_random in zip(state, self.network.random_states(), strict=True)
         ]
 
-    def _specs(self, inputs):
+    def specs(self, inputs) -> Any:
         """The network's outputs for one task."""
         symbolic = keras.tree.map_structure(
             lambda x: keras.KerasTensor(x.shape[1:], dtype=x.dtype.name), inputs

@@ -97,7 +97,7 @@ class InnerLoop:
             steps: number of steps, from 0.
             training: whether layers such as dropout are in training mode.
             by_batch: whether batch normalisation uses the support set's own statistics.
-            through_inputs: whether floating-point inputs get a gradient.
+            through_inputs: whether floating-point inputs and targets get a gradient.
         """
         task = _Task(self, inputs, targets, start, steps, training, by_batch, through_inputs)
         if steps == 1:
@@ -152,10 +152,10 @@ class _Task:
     """One task's step as a function of lists of tensors, which is what a loop takes."""
 
     def __init__(self, loop, inputs, targets, start, steps, training, by_batch, through_inputs):
-        self.loop, self.targets, self.begin, self.steps = loop, targets, start, steps
+        self.loop, self.begin, self.steps = loop, start, steps
         self.training, self.by_batch = training, by_batch
-        self.inputs = inputs
-        flat = keras.tree.flatten(inputs)
+        self.support = inputs, targets
+        flat = keras.tree.flatten(self.support)
         self.is_constant = [through_inputs and x.dtype.is_floating for x in flat]
         differentiable = [x for x, yes in zip(flat, self.is_constant, strict=True) if yes]
         self.constants = [*start.others, *start.rates, *differentiable]
@@ -188,7 +188,7 @@ class _Task:
         """One gradient step."""
         loop = self.loop
         weights, optimizer, state, (losses,), statistics = self.parts(carried)
-        others, rates, inputs = self._parts_of_constants(constants)
+        others, rates, (inputs, targets) = self._parts_of_constants(constants)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             outputs, of_inputs, state = loop.network(
@@ -200,7 +200,7 @@ class _Task:
                 self.training,
                 self.by_batch,
             )
-            loss = loop.loss(self.targets, outputs)
+            loss = loop.loss(targets, outputs)
             scale = _HALF_PRECISION_SCALE if _is_half(outputs) else 1.0
             scaled = loss * scale
         gradients = tape.gradient(scaled, weights, unconnected_gradients="zero")
@@ -222,9 +222,9 @@ class _Task:
         rates = [next(constants) for _ in self.begin.rates]
         flat = [
             next(constants) if yes else x
-            for x, yes in zip(keras.tree.flatten(self.inputs), self.is_constant, strict=True)
+            for x, yes in zip(keras.tree.flatten(self.support), self.is_constant, strict=True)
         ]
-        return others, rates, keras.tree.pack_sequence_as(self.inputs, flat)
+        return others, rates, keras.tree.pack_sequence_as(self.support, flat)
 
 
 def statistics_of_pass(variable, statistics, k):

@@ -72,7 +72,8 @@ def replay(
             of_last, of_stacks = list(upstream[:number]), list(upstream[number:])
             if trajectory:
                 of_last = [v + s[steps] for v, s in zip(of_last, of_stacks, strict=True)]
-            return _backward(step, kept, held, steps, of_last, of_stacks, floats_of)
+            gradients = _backward(step, kept, held, steps, of_last, of_stacks, floats_of)
+            return _once(gradients, (*inputs, *upstream))
 
         return [*last, *stacks] if trajectory else last, gradient
 
@@ -85,6 +86,21 @@ def replay(
     outputs = run(*(tf.identity(x) for x in (*floats_of(carried), *constants)))
     outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
     return joined(outputs[:number], integers_after), outputs[number:] if trajectory else None
+
+
+def _once(gradients, sources):
+    """The gradients; to differentiate them again is refused, since nothing else would be right."""
+
+    @tf.custom_gradient
+    def identity(*tensors):
+        def refuse(*_):
+            raise NotImplementedError(
+                "The gradient through more than one inner step has no derivative of its own here."
+            )
+
+        return [tf.identity(x) for x in tensors[: len(gradients)]], refuse
+
+    return identity(*gradients, *sources)
 
 
 def _forward(step, carried, constants, steps):

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import random_state
+from keras_sslmeta.mechanisms import random_state, second_derivatives
 
 
 class StatelessNetwork:
@@ -22,6 +22,7 @@ class StatelessNetwork:
         adapted: trainable variables that the inner loop changes.
         others: the other trainable ones: meta-learnt, the same for every task.
         statistics: the moving statistics of its `keras.layers.BatchNormalization` layers.
+        momenta, are_frozen: of the layers of these statistics.
         state: everything else that is not trainable: random states, custom layers' averages, counters.
     """
 
@@ -38,12 +39,14 @@ class StatelessNetwork:
         ]
         self.statistics: list[Any] = []
         self.momenta: list[float] = []
+        self.are_frozen: list[bool] = []
         for layer in self.norms:
             for v in layer.non_trainable_variables:
                 if any(v is w for w in (*trainable, *self.statistics)) or _is_weight(layer, v):
                     continue
                 self.statistics.append(v)
                 self.momenta.append(layer.momentum)
+                self.are_frozen.append(not layer.trainable)
         known = {id(v) for v in self.statistics}
         self.state = [v for v in model.non_trainable_variables if id(v) not in known]
 
@@ -77,6 +80,7 @@ class StatelessNetwork:
             *zip(self.state, state, strict=True),
         ]
         with (
+            second_derivatives.exact_moments(),
             _normalizing_by_batch(self.norms, batch_statistics),
             keras.StatelessScope(state_mapping=mapping) as scope,
         ):

@@ -39,13 +39,42 @@ class TaskLoss:
 
     def __call__(self, targets, outputs, sample_weight=None) -> tf.Tensor:
         """The loss, a scalar: the mean over the task's samples, unless the reduction is another."""
-        total = 0.0
+        return tf.reduce_sum(self.each(targets, outputs, sample_weight))
+
+    def each(self, targets, outputs, sample_weight=None) -> tf.Tensor:
+        """Every output's part of it, `(outputs,)`."""
+        values = []
         for loss, weight, target, output, samples in self._pairs(targets, outputs, sample_weight):
             value = tf.reduce_sum(loss(target, output, sample_weight=samples))
             if self.is_mean:  # Keras has divided by the number of replicas.
                 value *= tf.cast(cross_replica.count(), value.dtype)
-            total += value if weight is None else value * tf.cast(weight, value.dtype)
-        return total
+            values.append(value if weight is None else value * tf.cast(weight, value.dtype))
+        return tf.stack(values)
+
+    def factors(self, targets, outputs, sample_weight, tasks, dtype) -> tf.Tensor:
+        """What each task's parts count in the loss of all tasks on all replicas, `(tasks, outputs)`.
+
+        Args:
+            targets, outputs: of all tasks, or specifications.
+            sample_weight: None, or a nest of `(tasks, queries)`.
+            tasks: number of tasks here.
+            dtype: of the result.
+        """
+        weights = [samples for *_, samples in self._pairs(targets, outputs, sample_weight)]
+        if not self.is_mean:
+            return tf.ones([tasks, len(weights)], dtype)
+        equal = tf.ones([tasks], dtype) / tf.cast(cross_replica.total(tasks), dtype)
+        if self.reduction != "mean_with_sample_weight":
+            return tf.stack([equal] * len(weights), axis=1)
+        columns = []
+        for weight in weights:
+            if weight is None:
+                columns.append(equal)
+                continue
+            of_tasks = tf.reduce_sum(tf.cast(weight, dtype), axis=1)
+            total = cross_replica.total(tf.reduce_sum(of_tasks))
+            columns.append(tf.math.divide_no_nan(of_tasks, total))
+        return tf.stack(columns, axis=1)
 
     def checks_of_labels(self, name: str, targets, outputs) -> list:
         """Assertions that integer labels are classes of the outputs: on a GPU others would give NaN.
@@ -59,13 +88,17 @@ class TaskLoss:
         for loss, _, labels, output, _ in self._pairs(targets, outputs, None):
             if not _is_sparse(loss):
                 continue
-            classes = output.shape[-1]
+            classes = output.shape[getattr(loss, "axis", -1)]
             message = (
                 f"`{name}` must hold labels from 0 to {classes - 1}: the model's head has {classes} "
                 "classes. Received:"
             )
             labels = tf.cast(labels, tf.int64)
-            valid = tf.reduce_all((labels >= 0) & (labels < classes))
+            is_valid = (labels >= 0) & (labels < classes)
+            ignored = getattr(loss, "ignore_class", None)
+            if ignored is not None:
+                is_valid |= labels == ignored
+            valid = tf.reduce_all(is_valid)
             checks.append(tf.debugging.Assert(valid, [message, labels], summarize=100))
         return checks
 
@@ -137,10 +170,6 @@ class _FunctionLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         if len(y_pred.shape) == len(y_true.shape) + 1 and y_pred.shape[-1] == 1:
             y_true = y_true[..., None]
-        elif (
-            len(y_true.shape) == len(y_pred.shape) + 1
-            and y_true.shape[-1] == 1
-            and not self.is_sparse
-        ):
+        elif len(y_true.shape) == len(y_pred.shape) + 1 and y_true.shape[-1] == 1:
             y_true = y_true[..., 0]
         return self.function(y_true, y_pred)

@@ -6,6 +6,7 @@ import numbers
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import (
@@ -20,7 +21,12 @@ from keras_sslmeta.mechanisms.adaptation import Adaptation, Queries
 from keras_sslmeta.mechanisms.inner_loop import InnerLoop, Start
 from keras_sslmeta.mechanisms.stateless_network import StatelessNetwork
 from keras_sslmeta.mechanisms.task_loss import TaskLoss
-from keras_sslmeta.meta.episodic import EpisodicModel, weights_of_queries
+from keras_sslmeta.meta.episodic import (
+    EpisodicModel,
+    check_queries,
+    number_of_tasks,
+    weights_of_queries,
+)
 
 _REPORTS = ("support_loss_before", "support_loss_after", "query_loss_before")
 
@@ -106,7 +112,7 @@ class AdaptingModel(EpisodicModel):
         support_x = byte_images.as_the_model_takes_them(self.model, support_x)
         run = self._function("adapt", steps)
         weights, state, statistics = run(support_x, support_y)
-        specialist = keras.models.clone_model(self.model)
+        specialist = _clone(self.model)
         if not specialist.built:
             specialist(
                 keras.tree.map_structure(
@@ -161,7 +167,7 @@ class AdaptingModel(EpisodicModel):
             self.step_statistics = [
                 self.add_weight(
                     shape=(self.inner_steps + 1, *v.shape),
-                    initializer=keras.initializers.Constant(float(v.numpy().flat[0])),
+                    initializer=_every_step(v, self.inner_steps + 1),
                     dtype=v.dtype,
                     trainable=False,
                     name=f"step_{v.name}_{i}",
@@ -169,8 +175,11 @@ class AdaptingModel(EpisodicModel):
                 for i, v in enumerate(network.statistics)
             ]
 
-    def compile(self, optimizer="adam", loss=None, loss_weights=None, **kwargs):
+    def compile(self, optimizer="adam", loss=None, loss_weights=None, jit_compile="auto", **kwargs):
         """As `keras.Model.compile`; the loss is the task's, and must be given.
+
+        `jit_compile="auto"` means False here, on a GPU too. XLA pays for small networks, and may be asked
+        for, but drops the check that labels are classes of the model's head: other labels give NaN then.
 
         Raises:
             ValueError: if `loss` is None, or the losses of several outputs reduce in different ways.
@@ -183,7 +192,10 @@ class AdaptingModel(EpisodicModel):
         TaskLoss(loss, loss_weights, getattr(self.model, "output_names", None))
         self._loss_weights = loss_weights
         self._functions = {}
-        super().compile(optimizer, loss, loss_weights=loss_weights, **kwargs)
+        jit_compile = False if jit_compile == "auto" else jit_compile
+        super().compile(
+            optimizer, loss, loss_weights=loss_weights, jit_compile=jit_compile, **kwargs
+        )
 
     def call(self, inputs, training=None):
         episode = self.episode_of(inputs)
@@ -199,15 +211,18 @@ class AdaptingModel(EpisodicModel):
         scale = self.optimizer.scale_loss(tf.ones([], _factor_dtype(start.adapted)))
         with second_derivatives.explained(self.model):
             results = self._measured(adaptation, start, episode, y, sample_weight, scale)
+        loss = self._compute_loss(x, y, results.outputs, sample_weight, training=True)
         self._apply(adaptation, results.gradients, scale)
         self._follow(adaptation, results, episode)
-        return self._logs(x, y, results, sample_weight, training=True)
+        return self._logs(x, y, results, sample_weight, loss)
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        episode = self.episode_of(x)
         adaptation, start = self._adaptation(training=False)
-        results = self._measured(adaptation, start, self.episode_of(x), y, sample_weight)
-        return self._logs(x, y, results, sample_weight, training=False)
+        results = self._measured(adaptation, start, episode, y, sample_weight)
+        loss = self._compute_loss(x, y, results.outputs, sample_weight, training=False)
+        return self._logs(x, y, results, sample_weight, loss)
 
     def get_config(self):
         config = {
@@ -299,27 +314,33 @@ class AdaptingModel(EpisodicModel):
             )
         y = keras.tree.map_structure(tf.convert_to_tensor, y)
         outer = self._task_losses()[1]
+        check_queries(y, sample_weight, episode)
         queries = Queries(y, outer)
         if sample_weight is not None:
             queries.weights = weights_of_queries(sample_weight, episode["query_x"])
-        factors = (
-            None
-            if scale is None
-            else scale * _factors(outer, episode, queries.weights, scale.dtype)
-        )
+        factors = None
+        if scale is not None:
+            outputs = adaptation.specs(episode["query_x"])
+            tasks = number_of_tasks(episode)
+            factors = scale * outer.factors(y, outputs, queries.weights, tasks, scale.dtype)
         checks = self._checks_of_labels(adaptation, episode, y)
         with tf.control_dependencies(checks):
             return adaptation.each(episode, start, queries, factors)
 
     def _apply(self, adaptation, gradients, scale):
         network = adaptation.network
-        weights = [*network.adapted, *network.others]
+        by_variable = {
+            id(v): g for v, g in zip((*network.adapted, *network.others), gradients, strict=True)
+        }
         with tf.GradientTape() as tape:
             penalties = [
                 tf.reduce_sum(x) for x in self.losses
             ]  # Regularisers, on the meta-weights.
             penalty = tf.add_n(penalties) / cross_replica.count() if penalties else None
             penalty = None if penalty is None else penalty * tf.cast(scale, penalty.dtype)
+        # In the order of Keras's optimisers, which know their slots by it when a model is loaded.
+        weights = self.trainable_variables
+        gradients = [by_variable[id(v)] for v in weights]
         if penalties:
             of_penalty = tape.gradient(penalty, [v.value for v in weights])
             gradients = [
@@ -331,7 +352,7 @@ class AdaptingModel(EpisodicModel):
     def _follow(self, adaptation, results, episode):
         """Moves the state that is not trained: statistics, random states, layers' own averages."""
         network = adaptation.network
-        count = cross_replica.total(_tasks(episode))
+        count = cross_replica.total(number_of_tasks(episode))
 
         def mean(total):
             return cross_replica.total(total) / tf.cast(count, total.dtype)
@@ -339,6 +360,8 @@ class AdaptingModel(EpisodicModel):
         if self._policy.moving:
             pairs = zip(network.statistics, network.momenta, results.statistics, strict=True)
             for i, (variable, momentum, total) in enumerate(pairs):
+                if network.are_frozen[i]:
+                    continue
                 new = mean(total)
                 if self._policy.per_step:
                     steps = self.step_statistics[i]
@@ -354,9 +377,8 @@ class AdaptingModel(EpisodicModel):
             else:
                 variable.assign(tf.cast(tf.round(mean(total)), variable.value.dtype))
 
-    def _logs(self, x, y, results, sample_weight, training):
-        tasks = _tasks(x)
-        loss = self._compute_loss(x, y, results.outputs, sample_weight, training=training)
+    def _logs(self, x, y, results, sample_weight, loss):
+        tasks = number_of_tasks(x)
         self._loss_tracker.update_state(loss * cross_replica.count(), sample_weight=tasks)
         for report in self._reports:
             report.update_state(results.losses[report.name])
@@ -381,11 +403,7 @@ class AdaptingModel(EpisodicModel):
 
     def _checks_of_labels(self, adaptation, episode, query_y=None):
         """Assertions that labels are classes of the head: TensorFlow gives NaN for others on a GPU."""
-        outputs = self.model.compute_output_spec(
-            keras.tree.map_structure(
-                lambda x: keras.KerasTensor(x.shape[1:], dtype=x.dtype.name), episode["query_x"]
-            )
-        )
+        outputs = adaptation.specs(episode["query_x"])
         inner, outer = self._task_losses()
         checks = inner.checks_of_labels("support_y", episode["support_y"], outputs)
         if query_y is not None:
@@ -397,21 +415,22 @@ def _factor_dtype(weights):
     return tf.float64 if any(w.dtype == tf.float64 for w in weights) else tf.float32
 
 
-def _factors(loss, episode, weights, dtype):
-    """What each task's loss counts in the batch's: their mean, a sum, or by weight, over all replicas."""
-    tasks = _tasks(episode)
-    if not loss.is_mean:
-        return tf.ones([tasks], dtype)
-    if loss.reduction == "mean_with_sample_weight" and weights is not None:
-        of_tasks = tf.add_n(
-            [tf.reduce_sum(tf.cast(w, dtype), axis=1) for w in keras.tree.flatten(weights)]
-        )
-        return tf.math.divide_no_nan(of_tasks, cross_replica.total(tf.reduce_sum(of_tasks)))
-    return tf.ones([tasks], dtype) / tf.cast(cross_replica.total(tasks), dtype)
+def _clone(model):
+    """A model of the same architecture; Keras would refuse `Lambda` layers, as from an unknown file."""
+
+    def clone_layer(layer):
+        if isinstance(layer, keras.layers.Lambda):
+            return keras.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    is_graph = isinstance(model, keras.Sequential) or getattr(model, "inputs", None)
+    return keras.models.clone_model(model, clone_function=clone_layer if is_graph else None)
 
 
-def _tasks(episode):
-    return tf.shape(keras.tree.flatten(episode["query_x"])[0])[0]
+def _every_step(variable, passes):
+    """An initializer: the variable's value for every pass."""
+    values = np.repeat(variable.numpy()[None], passes, axis=0)
+    return lambda shape, dtype=None: keras.ops.convert_to_tensor(values, dtype=dtype)
 
 
 def _values(variables):

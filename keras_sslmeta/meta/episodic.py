@@ -34,7 +34,8 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
     """
 
     def __init__(self, model, **kwargs):
-        super().__init__(**kwargs)
+        # Keras would cast targets too; `model` casts what it takes by itself.
+        super().__init__(autocast=False, **kwargs)
         if not isinstance(model, keras.Model):
             raise ValueError(
                 f"`model` must be a keras.Model. Received: {model!r} (of type {type(model).__name__})"
@@ -61,6 +62,10 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
         """
         episode = check_episode(inputs)
         self._check_ranks(episode)
+        if not self.built:
+            shapes = keras.tree.map_structure(lambda x: tuple(x.shape), episode)
+            with tf.init_scope():  # Variables are not made within a step's graph.
+                self.build(shapes)
         return {
             **episode,
             **{
@@ -90,6 +95,12 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # It orders itself; Keras would warn otherwise.
         _check_lengths(x, y)
+        if kwargs.get("class_weight") is not None:
+            raise ValueError(
+                "`class_weight` must be None: the classes of episodes change from task to task. Weigh "
+                "queries by `sample_weight`, (tasks, queries). "
+                f"Received: class_weight={kwargs['class_weight']}"
+            )
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
@@ -191,6 +202,28 @@ def check_episode(inputs) -> dict:
     return episode
 
 
+def check_queries(y, sample_weight, episode):
+    """Refuses targets and weights that are not those of the episode's queries."""
+    queries = keras.tree.flatten(episode["query_x"])[0].shape[:2]
+    for target in keras.tree.flatten(y):
+        _check_targets(target, queries)
+    for weight in keras.tree.flatten(sample_weight):
+        shape = tf.convert_to_tensor(weight).shape if weight is not None else queries
+        is_right = shape.rank in (None, 1) or (
+            shape.rank == 2 and (shape[1] == queries[1] or None in (shape[1], queries[1]))
+        )
+        if not is_right:
+            raise ValueError(
+                "`sample_weight` must be one a task, (tasks,), or one a query, (tasks, queries). "
+                f"Received: shape={tuple(shape)} for {queries[1]} queries"
+            )
+
+
+def number_of_tasks(episode):
+    """Number of tasks in a batch, a scalar tensor."""
+    return tf.shape(keras.tree.flatten(episode["query_x"])[0])[0]
+
+
 def as_one_batch(y, y_pred, sample_weight):
     """Targets, predictions and weights of `(tasks, queries, …)` as `(tasks · queries, …)`.
 
@@ -198,8 +231,6 @@ def as_one_batch(y, y_pred, sample_weight):
     """
     if y is not None:
         tasks_and_queries = tf.shape(keras.tree.flatten(y_pred)[0])[:2]
-        for target, output in zip(keras.tree.flatten(y), keras.tree.flatten(y_pred), strict=False):
-            _check_targets(target, output)
         if sample_weight is not None:
             sample_weight = keras.tree.map_structure(
                 lambda w: tf.reshape(_a_weight_a_query(w, tasks_and_queries), [-1]), sample_weight
@@ -231,18 +262,20 @@ def _a_weight_a_query(weight, tasks_and_queries):
     return tf.broadcast_to(weight, tasks_and_queries)
 
 
-def _check_targets(y, y_pred):
-    given, wanted = y.shape, y_pred.shape
+def _check_targets(y, queries):
+    given = y.shape
     if given.rank is not None and given.rank < 2:
         raise ValueError(
-            "The queries' targets must be (tasks, queries, …). "
-            f"Received: shape={tuple(given)} for predictions of shape={tuple(wanted)}"
+            f"The queries' targets must be (tasks, queries, …). Received: shape={tuple(given)}"
         )
-    pairs = zip(given[:2], wanted[:2], strict=True)
-    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+    if given.rank is None or queries.rank is None:
+        return
+    if any(
+        None not in pair and pair[0] != pair[1] for pair in zip(given[:2], queries, strict=True)
+    ):
         raise ValueError(
             "The queries' targets and `query_x` must have the same numbers of tasks and queries. "
-            f"Received: {tuple(given[:2])} and {tuple(wanted[:2])}"
+            f"Received: {tuple(given[:2])} and {tuple(queries)}"
         )
 
 

@@ -154,7 +154,7 @@ def test_sample_weights(per_query, eager):
 @pytest.mark.parametrize("per_query", [False, True])
 @pytest.mark.parametrize("reduction", ["sum", None, "mean_with_sample_weight"])
 def test_reductions(reduction, per_query):
-    """The inner losses are reduced likewise, so these are taken as means here."""
+    """Of the queries; the inner loss is a mean here. The history has the reduced value."""
     model = two_layers()
     x, y = episodes()
     weights = np.random.default_rng(1).uniform(size=(TASKS, QUERIES)[: 1 + per_query])
@@ -163,24 +163,12 @@ def test_reductions(reduction, per_query):
     if reduction == "mean_with_sample_weight":
         factors = factors / each.sum()
     loss = keras.losses.MeanSquaredError(reduction=reduction)
-    _, wanted = unrolled(model.get_weights(), x, y, 2, factors=factors)
+    value, wanted = unrolled(model.get_weights(), x, y, 2, factors=factors)
     maml = MAML(model, 2, RATE, inner_loss="mse")
-    got, _ = meta_gradient(maml, x, y, weights, eager=True, loss=loss)
+    got, history = meta_gradient(maml, x, y, weights, eager=True, loss=loss)
     close(got, wanted[:4])
-
-
-@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
-def test_the_history_has_the_reduced_loss(reduction):
-    model = two_layers()
-    x, y = episodes()
-    weights = np.random.default_rng(1).uniform(size=(TASKS, QUERIES))
-    factors = weights * QUERIES * TASKS
-    factors = factors / weights.sum() if reduction != "sum" else factors
-    wanted, _ = unrolled(model.get_weights(), x, y, 2, factors=factors)
-    maml = MAML(model, 2, RATE, inner_loss="mse")
-    loss = keras.losses.MeanSquaredError(reduction=reduction)
-    _, history = meta_gradient(maml, x, y, weights, eager=True, loss=loss)
-    np.testing.assert_allclose(history["loss"][0], wanted, rtol=1e-6)
+    if reduction is not None:
+        np.testing.assert_allclose(history["loss"][0], value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -395,6 +383,7 @@ def test_train_step_equals_the_tape_with_dropout_and_normalisation(policy):
 
 
 def test_regularisers_act_on_the_meta_weights_alone():
+    # FAILS: the history has the penalty of the weights after the step.
     x, y = episodes()
     plain = two_layers()
     model = two_layers(keras.regularizers.L2(0.125))
