@@ -26,7 +26,8 @@ def run(folder, script, *arguments):
 
 @pytest.mark.slow
 def test_quickstart(tmp_path):
-    done = run(tmp_path, "quickstart.py", "--epochs", "2", "--train_size", "300", "--seed", "3")
+    tiny = ("--epochs", "2", "--train_size", "300", "--meta_steps", "200")
+    done = run(tmp_path, "quickstart.py", *tiny, "--seed", "3")
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "quickstart.json").read_text())
     assert result["contrastive"].keys() == {"one_shot", "five_shot"}
@@ -34,6 +35,10 @@ def test_quickstart(tmp_path):
         assert accuracies.keys() == {"raw", "untrained", "pretrained"}
         for accuracy, half_interval in accuracies.values():
             assert 10 < accuracy < 100 and 0 < half_interval < 2
+    maml = result["maml"]
+    keys = {"before", "after_1", "after_5", "after_10"}
+    assert maml.keys() == {*keys, "pretrained"} and maml["pretrained"].keys() == keys
+    assert maml["after_10"][0] < maml["before"][0] and 0 < maml["after_1"][1] < 1
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
     assert "pretrained encoder" in done.stdout and "4/4" in done.stdout
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
@@ -55,7 +60,45 @@ def test_quickstart_says_what_it_would_download(tmp_path):
 def test_quickstart_on_photographs(tmp_path):
     done = run(
         tmp_path, "quickstart.py", "--dataset", "cifar10", "--data_dir", str(TFDS),
-        "--epochs", "1", "--train_size", "256",
+        "--epochs", "1", "--train_size", "256", "--meta_steps", "100",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "quickstart.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not TFDS.exists(), reason="needs image sets prepared by TFDS beside the checkout"
+)
+def test_maml_omniglot_goes_on_where_it_stopped(tmp_path):
+    """Two epochs at once, and one and then another, give the same model and figures."""
+    tiny = (
+        "--data_dir",
+        str(TFDS),
+        "--steps",
+        "2",
+        "--tasks",
+        "4",
+        "--width",
+        "4",
+        "--episodes",
+        "20",
+    )
+    (tmp_path / "straight").mkdir()
+    (tmp_path / "resumed").mkdir()
+    done = run(tmp_path / "straight", "maml_omniglot.py", *tiny, "--epochs", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "86 characters for training, 156 others" in done.stdout and "4/4" in done.stdout
+    for epochs in ("1", "2"):
+        done = run(tmp_path / "resumed", "maml_omniglot.py", *tiny, "--epochs", epochs)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "Warning" not in done.stderr
+    assert "Going on after epoch 1" in done.stdout
+    straight, resumed = (
+        json.loads((tmp_path / name / "maml_omniglot.json").read_text())
+        for name in ("straight", "resumed")
+    )
+    assert straight["test"].keys() == {f"after_{k}" for k in range(6)}
+    for key in ("loss", "accuracy", "test"):
+        assert straight[key] == resumed[key]
+    assert (tmp_path / "resumed" / "maml_omniglot.png").read_bytes().startswith(b"\x89PNG")

@@ -79,8 +79,14 @@ RUNS = [
         "sim_clr",
         "sim_clr_weighted",
         "sim_clr_synchronised_norm",
+        "maml",
+        "maml_weighted",
     )
-] + [(f"worker_{i}", name) for i in (0, 1) for name in ("sim_clr", "sim_clr_weighted")]
+] + [
+    (f"worker_{i}", name)
+    for i in (0, 1)
+    for name in ("sim_clr", "sim_clr_weighted", "maml", "maml_weighted")
+]
 
 
 @pytest.mark.slow

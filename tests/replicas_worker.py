@@ -21,6 +21,12 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(SAMPLES, 2, 6, 6, 1)).astype("float32")
 VECTORS = RNG.normal(size=(SAMPLES, 2, 8)).astype("float32")
 LABELS = np.arange(SAMPLES)
+EPISODES = {
+    "support_x": RNG.normal(size=(SAMPLES, 6, 5)).astype("float32"),
+    "support_y": RNG.integers(0, 3, size=(SAMPLES, 6)),
+    "query_x": RNG.normal(size=(SAMPLES, 9, 5)).astype("float32"),
+}
+QUERY_Y = RNG.integers(0, 3, size=(SAMPLES, 9))
 WEIGHTS = RNG.uniform(0.2, 2.0, size=SAMPLES).astype("float32")
 
 
@@ -65,6 +71,26 @@ def sim_clr(batch_normalization=False):
     return model
 
 
+def maml():
+    """Two inner steps, with dropout and batch normalisation, neither of which may know of replicas."""
+    network = keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.2, seed=1),
+            keras.layers.Dense(3),
+        ]
+    )
+    model = ksm.MAML(network, inner_steps=2, inner_learning_rate=0.1, batch_normalization="support")
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
 CASES = {
     "plain": (plain_model, VECTORS, {}),
     "plain_weighted": (plain_model, VECTORS, {"y": LABELS, "sample_weight": WEIGHTS}),
@@ -76,8 +102,10 @@ CASES = {
     "sim_clr": (sim_clr, IMAGES, {}),
     "sim_clr_weighted": (sim_clr, IMAGES, {"sample_weight": WEIGHTS}),
     "sim_clr_synchronised_norm": (lambda: sim_clr(batch_normalization=True), IMAGES, {"y": LABELS}),
+    "maml": (maml, EPISODES, {"y": QUERY_Y}),
+    "maml_weighted": (maml, EPISODES, {"y": QUERY_Y, "sample_weight": WEIGHTS}),
 }
-ON_MANY_WORKERS = ("sim_clr", "sim_clr_weighted")
+ON_MANY_WORKERS = ("sim_clr", "sim_clr_weighted", "maml", "maml_weighted")
 
 
 def main(out, what):
@@ -93,11 +121,14 @@ def main(out, what):
             x, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, **kwargs
         ).history
         results[f"{name}/history"] = history["loss"]
-        results[f"{name}/evaluate"] = model.evaluate(x, batch_size=BATCH, verbose=0, **kwargs)
+        results[f"{name}/evaluate"] = list(
+            model.evaluate(x, batch_size=BATCH, verbose=0, return_dict=True, **kwargs).values()
+        )
         for i, weight in enumerate(model.get_weights()):
             results[f"{name}/weight_{i}"] = weight
-        if name == "sim_clr":
-            results[f"{name}/predict"] = model.predict(x[:, 0], batch_size=BATCH, verbose=0)
+        if name in ("sim_clr", "maml"):
+            plain = x[:, 0] if name == "sim_clr" else x
+            results[f"{name}/predict"] = model.predict(plain, batch_size=BATCH, verbose=0)
     np.savez(out, **results)
 
 

@@ -37,7 +37,7 @@ class Results:
         losses: by name, `(tasks,)` each; empty without `Queries`.
         gradients: sums over tasks, in the order of the network's adapted and other weights.
         statistics: sums over tasks, of batch normalisation's statistics.
-        state: sums over tasks, of the other state after the task.
+        state: sums over tasks, of the changes of the other state.
     """
 
     outputs: Any
@@ -191,7 +191,10 @@ class Adaptation:
         gradients = tape.gradient(objective, weights, unconnected_gradients="zero")
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         statistics = self._statistics(part, start, adapted, answers)
-        state = [_as_float(x) for x in answers.state]
+        state = [
+            _as_float(after) - _as_float(before)
+            for after, before in zip(answers.state, start.state, strict=True)
+        ]
         return [*gradients, *statistics, *state], answers, losses
 
     def _losses(self, part, start, queries, adapted, support, loss):

@@ -13,6 +13,7 @@ from keras_sslmeta.mechanisms import (
     byte_images,
     cross_replica,
     inner_optimizers,
+    model_copy,
     multi_worker,
     normalization_policy,
     second_derivatives,
@@ -112,24 +113,17 @@ class AdaptingModel(EpisodicModel):
         support_x = byte_images.as_the_model_takes_them(self.model, support_x)
         run = self._function("adapt", steps)
         weights, state, statistics = run(support_x, support_y)
-        specialist = _clone(self.model)
-        if not specialist.built:
-            specialist(
-                keras.tree.map_structure(
-                    lambda x: keras.KerasTensor((None, *x.shape[1:]), dtype=x.dtype.name), support_x
-                )
-            )
-        values = {id(v): v.value for v in self.model.variables}
         network = self._network()
-        for variables, news in (
-            (network.adapted, weights),
-            (network.state, state),
-            (network.statistics, statistics),
-        ):
-            values.update({id(v): x for v, x in zip(variables, news, strict=True)})
-        for target, source in zip(specialist.variables, self.model.variables, strict=True):
-            target.assign(values[id(source)])
-        return specialist
+        news = {
+            id(v): x
+            for variables, values in (
+                (network.adapted, weights),
+                (network.state, state),
+                (network.statistics, statistics),
+            )
+            for v, x in zip(variables, values, strict=True)
+        }
+        return model_copy.copy_with(self.model, news, support_x)
 
     def predict_along(self, episode, steps: int):
         """Predictions for the queries before, between and after inner steps.
@@ -333,9 +327,8 @@ class AdaptingModel(EpisodicModel):
             id(v): g for v, g in zip((*network.adapted, *network.others), gradients, strict=True)
         }
         with tf.GradientTape() as tape:
-            penalties = [
-                tf.reduce_sum(x) for x in self.losses
-            ]  # Regularisers, on the meta-weights.
+            # Regularisers, on the meta-weights.
+            penalties = [tf.reduce_sum(x) for x in self.losses]
             penalty = tf.add_n(penalties) / cross_replica.count() if penalties else None
             penalty = None if penalty is None else penalty * tf.cast(scale, penalty.dtype)
         # In the order of Keras's optimisers, which know their slots by it when a model is loaded.
@@ -372,10 +365,13 @@ class AdaptingModel(EpisodicModel):
         for variable, total, is_random in zip(network.state, results.state, random, strict=True):
             if is_random:
                 variable.assign(variable.value + tf.constant([0, 1], variable.value.dtype))
-            elif variable.value.dtype.is_floating:
-                variable.assign(mean(total))
-            else:
-                variable.assign(tf.cast(tf.round(mean(total)), variable.value.dtype))
+                continue
+            if variable.value.dtype == tf.bool:
+                continue
+            change = mean(total)
+            if not variable.value.dtype.is_floating:
+                change = tf.round(change)
+            variable.assign(variable.value + tf.cast(change, variable.value.dtype))
 
     def _logs(self, x, y, results, sample_weight, loss):
         tasks = number_of_tasks(x)
@@ -413,18 +409,6 @@ class AdaptingModel(EpisodicModel):
 
 def _factor_dtype(weights):
     return tf.float64 if any(w.dtype == tf.float64 for w in weights) else tf.float32
-
-
-def _clone(model):
-    """A model of the same architecture; Keras would refuse `Lambda` layers, as from an unknown file."""
-
-    def clone_layer(layer):
-        if isinstance(layer, keras.layers.Lambda):
-            return keras.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
-        return type(layer).from_config(layer.get_config())
-
-    is_graph = isinstance(model, keras.Sequential) or getattr(model, "inputs", None)
-    return keras.models.clone_model(model, clone_function=clone_layer if is_graph else None)
 
 
 def _every_step(variable, passes):

@@ -1,0 +1,37 @@
+"""A copy of a model with other values in its variables, which shares nothing with it."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def copy_with(model: keras.Model, news: "dict[int, tf.Tensor]", inputs: Any) -> keras.Model:
+    """A model of the same architecture.
+
+    Args:
+        model: a built model.
+        news: new values by the `id` of the model's variable; the others keep theirs.
+        inputs: a batch of inputs, for models that know their shapes only when called.
+    """
+    copy = _clone(model)
+    if not copy.built:
+        copy(
+            keras.tree.map_structure(
+                lambda x: keras.KerasTensor((None, *x.shape[1:]), dtype=x.dtype.name), inputs
+            )
+        )
+    for target, source in zip(copy.variables, model.variables, strict=True):
+        target.assign(news.get(id(source), source.value))
+    return copy
+
+
+def _clone(model):
+    def clone_layer(layer):
+        if isinstance(layer, keras.layers.Lambda):
+            # Keras would refuse it, as from a file of unknown origin.
+            return keras.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    is_graph = isinstance(model, keras.Sequential) or getattr(model, "inputs", None)
+    return keras.models.clone_model(model, clone_function=clone_layer if is_graph else None)
