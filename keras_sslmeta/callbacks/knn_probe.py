@@ -1,6 +1,5 @@
 """Nearest-neighbour accuracy after every epoch."""
 
-import numbers
 from typing import Any
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 
 from keras_sslmeta.evaluation.features import as_labels, encode
 from keras_sslmeta.evaluation.knn import check_neighbours, knn_accuracy
+from keras_sslmeta.mechanisms import arguments
 
 
 class KNNProbe(keras.callbacks.Callback):
@@ -69,10 +69,7 @@ class KNNProbe(keras.callbacks.Callback):
         self.test_x, self.test_y = _labelled("test", test)
         check_neighbours(k, len(self.train_x), temperature)
         for argument, value in (("every", every), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(
-                    f"`{argument}` must be a positive integer. Received: {argument}={value!r}"
-                )
+            arguments.count(argument, value)
         if encoder is not None and not callable(encoder):
             raise ValueError(
                 f"`encoder` must be a keras.Model or another callable. Received: {encoder!r}"

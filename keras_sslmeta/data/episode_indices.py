@@ -1,9 +1,10 @@
 """The draw of few-shot episodes, as indices into a labelled set."""
 
-import numbers
 from collections.abc import Sequence
 
 import numpy as np
+
+from keras_sslmeta.mechanisms import arguments
 
 
 def episode_indices(
@@ -55,8 +56,7 @@ def episode_indices(
         ("queries", queries),
         ("episodes", episodes),
     ):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        arguments.count(name, value)
     classes, label_ids, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     _check_classes(classes, sizes, ways, shots + queries)
     generator = np.random.default_rng(seed)

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_sslmeta.mechanisms import arguments
+
 _BATCH = 1024  # Samples of a dataset read at a time.
 
 
@@ -35,7 +37,7 @@ def labelled_arrays(data: Any) -> tuple[Any, np.ndarray]:
         )
     # A list is an array here; tuples and dicts are nests.
     x = keras.tree.map_structure(np.asarray, np.asarray(x) if isinstance(x, list) else x)
-    labels = _labels(y)
+    labels = arguments.labels("data[1]", y, kinds="biuUS")
     shapes = [array.shape for array in [*keras.tree.flatten(x), labels]]
     lengths = {shape[:1] for shape in shapes}
     if len(lengths) != 1 or lengths & {(), (0,)}:
@@ -74,18 +76,3 @@ def _read(dataset: tf.data.Dataset) -> tuple[Any, np.ndarray]:
     if not batches:
         raise ValueError("`data` must hold a sample at least. Received: an empty dataset")
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
-
-
-def _labels(y: Any) -> np.ndarray:
-    """Labels `(n,)`; a trailing axis of one is dropped."""
-    labels = np.asarray(y)
-    if labels.dtype == object:  # Strings of TensorFlow, a pandas column.
-        labels = np.asarray(labels.tolist())
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "biuUS":
-        raise ValueError(
-            "`data` must have one integer or string a sample for label (of one-hot labels, the "
-            f"argmax). Received: labels of shape {labels.shape} and dtype {labels.dtype}"
-        )
-    return labels

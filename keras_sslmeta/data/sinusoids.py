@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from keras_sslmeta.data.task_stream import (
     BLOCK,
-    checked_count,
     checked_stream,
     finished,
     task_stream,
 )
+from keras_sslmeta.mechanisms import arguments
 
 
 def sinusoids(
@@ -71,7 +71,7 @@ def sinusoids(
         - Finn, Abbeel and Levine 2017, Model-Agnostic Meta-Learning for Fast Adaptation of Deep
           Networks, section 5.1; the sign of φ as in the authors' code
     """
-    shots, queries = checked_count("shots", shots), checked_count("queries", queries)
+    shots, queries = arguments.count("shots", shots), arguments.count("queries", queries)
     amplitudes = _checked_range("amplitude", amplitude)
     phases = _checked_range("phase", phase)
     xs = _checked_range("x_range", x_range)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_sslmeta.data.labelled_arrays import labelled_arrays
-from keras_sslmeta.data.task_stream import checked_seed, is_integer
+from keras_sslmeta.mechanisms import arguments
 
 
 def split_classes(
@@ -50,7 +50,7 @@ def split_classes(
     x, labels = labelled_arrays(data)
     classes, label_ids = np.unique(labels, return_inverse=True)
     ends = _ends(sizes, len(classes))
-    order = np.random.default_rng(checked_seed(seed)).permutation(len(classes))
+    order = np.random.default_rng(arguments.seed(seed)).permutation(len(classes))
     parts = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         members = np.flatnonzero(np.isin(label_ids, order[start:end]))
@@ -63,7 +63,7 @@ def _ends(sizes: Any, classes: int) -> list[int]:
     """Where each part ends in the order of classes."""
     sizes = sizes.tolist() if isinstance(sizes, np.ndarray) else sizes
     listed = list(sizes) if isinstance(sizes, (tuple, list)) else []
-    are_counts = all(is_integer(size) for size in listed)
+    are_counts = all(arguments.is_integer(size) for size in listed)
     are_shares = all(isinstance(size, (float, np.floating)) for size in listed)
     if not listed or not (are_counts or are_shares) or not all(size > 0 for size in listed):
         raise ValueError(

@@ -1,12 +1,12 @@
 """Streams of tasks, of which the i-th is a function of `(seed, i)` alone."""
 
-import numbers
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from keras_sslmeta.mechanisms import arguments
 
 BLOCK = 256  # Tasks drawn at a time.
 _END = 2**63 - 1
@@ -70,27 +70,5 @@ def finished(dataset: tf.data.Dataset, episodes: int | None) -> tf.data.Dataset:
 def checked_stream(episodes: Any, seed: Any, start: Any) -> tuple[int | None, int, int]:
     """The arguments that every stream has, as Python integers."""
     if episodes is not None:
-        episodes = checked_count("episodes", episodes, "None or a positive integer")
-    if not is_integer(start) or start < 0:
-        raise ValueError(f"`start` must be an integer from 0. Received: start={start!r}")
-    return episodes, checked_seed(seed), int(start)
-
-
-def checked_seed(seed: Any) -> int:
-    """The seed; where it is None, one from Python's generator."""
-    seed = random.randint(0, 2**31 - 1) if seed is None else seed
-    if not is_integer(seed) or seed < 0:
-        raise ValueError(f"`seed` must be None or an integer from 0. Received: seed={seed!r}")
-    return int(seed)
-
-
-def checked_count(name: str, value: Any, required: str = "a positive integer") -> int:
-    """A number of something, at least one."""
-    if not is_integer(value) or value < 1:
-        raise ValueError(f"`{name}` must be {required}. Received: {name}={value!r}")
-    return int(value)
-
-
-def is_integer(value: Any) -> bool:
-    """Whether it is a whole number, of Python or NumPy, and no truth value."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        episodes = arguments.count("episodes", episodes)
+    return episodes, arguments.seed(seed), arguments.count("start", start, least=0)

@@ -1,8 +1,6 @@
 """Datasets of augmented views, for a plain Keras model with a contrastive loss."""
 
 import itertools
-import numbers
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import augmented_views
+from keras_sslmeta.mechanisms import arguments, augmented_views
 
 _BUFFER = 10_000  # Samples of a dataset to shuffle among, where its user names no number.
 
@@ -69,14 +67,12 @@ def two_views(
     Reference:
         - Chen et al. 2020, A Simple Framework for Contrastive Learning (two views a sample)
     """
-    _check_count("batch_size", batch_size)
-    _check_count("views", views)
+    arguments.count("batch_size", batch_size)
+    arguments.count("views", views)
     if not isinstance(shuffle, (bool, np.bool_)):
-        _check_count("shuffle", shuffle)
+        arguments.count("shuffle", shuffle)
     augmented_views.check(augmentation, views)
-    seed = random.randint(0, 2**31 - 1) if seed is None else seed
-    if not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(f"`seed` must be None or an integer from 0. Received: {seed!r}")
+    seed = arguments.seed(seed)
     if isinstance(x, tf.data.Dataset):
         if y is not None:
             raise ValueError("`y` must be None where `x` is a dataset, which brings its own labels")
@@ -174,8 +170,3 @@ def _check_numbers(samples) -> None:
         dtype = spec.dtype
         if not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
             raise ValueError(f"`x` must hold numbers. Received: dtype={dtype.name}")
-
-
-def _check_count(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.data.task_stream import is_integer
 from keras_sslmeta.evaluation.adaptation_curve_result import AdaptationCurve
+from keras_sslmeta.mechanisms import arguments
 from keras_sslmeta.meta.episodic import check_episode
 
 _TASKS = 32  # Of arrays, adapted to at a time.
@@ -256,8 +256,7 @@ def _check_arguments(model: Any, steps: Any, metric: Any, verbose: Any) -> None:
             "`model` must be a meta-learner with `predict_along`, such as keras_sslmeta.MAML. "
             f"Received: {model!r}"
         )
-    if not is_integer(steps) or steps < 0:
-        raise ValueError(f"`steps` must be an integer from 0. Received: steps={steps!r}")
+    arguments.count("steps", steps, least=0)
     is_one_number = isinstance(metric, (type, keras.Metric)) or (
         isinstance(metric, keras.Loss) and metric.reduction not in (None, "none")
     )

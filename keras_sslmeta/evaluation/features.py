@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_sslmeta.mechanisms import arguments
+
 
 def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
     """The features of samples, `(n, dim)` in float32.
@@ -58,17 +60,8 @@ def as_features(features: Any, name: str) -> np.ndarray:
 
 
 def as_labels(labels: Any, name: str, samples: int) -> np.ndarray:
-    """Labels `(n,)`, integers or strings; a trailing axis of one is dropped."""
-    labels = np.asarray(labels)
-    if labels.dtype == object:  # Strings in a list, a pandas column.
-        labels = np.asarray(labels.tolist())
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "biufUS":
-        raise ValueError(
-            f"`{name}` must be one integer or string a sample (of one-hot labels, the argmax). "
-            f"Received: shape={labels.shape}, dtype={labels.dtype}"
-        )
+    """Labels `(n,)`, as many as there are samples."""
+    labels = arguments.labels(name, labels)
     if len(labels) != samples:
         raise ValueError(
             f"`{name}` must be as long as its samples. "

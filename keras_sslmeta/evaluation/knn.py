@@ -1,12 +1,11 @@
 """Weighted nearest neighbours on frozen features."""
 
-import math
-import numbers
 from typing import Any
 
 import numpy as np
 
 from keras_sslmeta.evaluation.features import as_features, as_labels, unit_length
+from keras_sslmeta.mechanisms import arguments
 
 
 def knn_predict(
@@ -119,7 +118,7 @@ def _winners(
     test = as_features(test_features, "test_features")
     labels = as_labels(train_labels, "train_labels", len(train))
     check_neighbours(k, len(train), temperature)
-    _check_count("block_size", block_size)
+    arguments.count("block_size", block_size)
     if train.shape[1] != test.shape[1]:
         raise ValueError(
             "`test_features` must have as many columns as `train_features`. "
@@ -153,15 +152,9 @@ def _votes(similarity, class_ids, classes: int, k: int, temperature: float) -> n
 
 def check_neighbours(k: int, samples: int, temperature: float) -> None:
     """Refuses a `k` or a `temperature` that means nothing among so many training samples."""
-    _check_count("k", k)
+    arguments.count("k", k)
     if k > samples:
         raise ValueError(
             f"`k` must be at most the number of training samples, {samples}. Received: k={k}"
         )
-    if not isinstance(temperature, numbers.Real) or not 0 < temperature < math.inf:
-        raise ValueError(f"`temperature` must be a positive number. Received: {temperature!r}")
-
-
-def _check_count(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    arguments.positive_number("temperature", temperature)

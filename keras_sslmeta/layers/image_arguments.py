@@ -1,13 +1,14 @@
 """What the image layers ask of their arguments; each function returns the plain Python value."""
 
 import math
-import numbers
 from collections.abc import Sequence
+
+from keras_sslmeta.mechanisms.arguments import is_integer, is_number
 
 
 def number(name: str, value: float, minimum: float = -math.inf, maximum: float = math.inf) -> float:
     """A finite number in `[minimum, maximum]`."""
-    if not _is_number(value) or not minimum <= value <= maximum:
+    if not is_number(value) or not minimum <= value <= maximum:
         raise ValueError(
             f"`{name}` must be a number {_bounds(minimum, maximum)}. Received: {value!r}"
         )
@@ -44,7 +45,7 @@ def value_range(name: str, value: Sequence[float]) -> tuple[float, float]:
 
 def side(name: str, value: int) -> int:
     """The side of an image in pixels."""
-    if not _is_integer(value) or value < 2:
+    if not is_integer(value) or value < 2:
         raise ValueError(f"`{name}` must be an integer of at least 2 pixels. Received: {value!r}")
     return int(value)
 
@@ -52,7 +53,7 @@ def side(name: str, value: int) -> int:
 def image_size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """An integer, or a pair `(height, width)`."""
     pair = (value, value) if not isinstance(value, Sequence) else tuple(value)
-    if len(pair) != 2 or not all(_is_integer(size) and size >= 2 for size in pair):
+    if len(pair) != 2 or not all(is_integer(size) and size >= 2 for size in pair):
         raise ValueError(
             f"`{name}` must be an integer or a pair (height, width) of integers, of at least 2 "
             f"pixels a side. Received: {value!r}"
@@ -64,7 +65,7 @@ def kernel_size(name: str, value: int | None) -> int | None:
     """An odd number of pixels, or None."""
     if value is None:
         return None
-    if not _is_integer(value) or value < 1 or value % 2 == 0:
+    if not is_integer(value) or value < 1 or value % 2 == 0:
         raise ValueError(f"`{name}` must be a positive odd integer or None. Received: {value!r}")
     return int(value)
 
@@ -78,18 +79,9 @@ def check_channels(shape: tuple[int | None, ...]) -> None:
         )
 
 
-def _is_integer(value) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_number(value) -> bool:
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
-
-
 def _is_pair(value) -> bool:
     is_two = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-    return is_two and all(_is_number(item) for item in value)
+    return is_two and all(is_number(item) for item in value)
 
 
 def _bounds(minimum: float, maximum: float) -> str:

@@ -1,13 +1,15 @@
 """NT-Xent, the loss of SimCLR (Chen et al. 2020)."""
 
-import math
-import numbers
-
 import keras
 import tensorflow as tf
 
 from keras_sslmeta.losses.batch_loss import BatchLoss
-from keras_sslmeta.mechanisms import cross_replica, streaming_similarity, unit_vectors
+from keras_sslmeta.mechanisms import (
+    arguments,
+    cross_replica,
+    streaming_similarity,
+    unit_vectors,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_sslmeta.losses")
@@ -78,7 +80,7 @@ class NTXent(BatchLoss):
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = _positive_number("temperature", temperature)
+        self.temperature = arguments.positive_number("temperature", temperature)
         self.normalize = bool(normalize)
         self.gather = bool(gather)
 
@@ -132,13 +134,6 @@ def _losses_of_pairs(negatives, own):
     positives = tf.stack([own[:, v, u] for v, u in pairs], axis=1)
     losses = tf.math.softplus(tf.stack(rests, axis=1) - positives)
     return tf.reshape(losses, [-1, views, views - 1])
-
-
-def _positive_number(name, value):
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
-        raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
-    return float(value)
 
 
 def _check_views(y_pred, gather):

@@ -38,6 +38,14 @@ def _named_states(layer):
 
 def fold_in(state: tf.Tensor, index: "int | tf.Tensor") -> tf.Tensor:
     """A seed generator's state for the index-th of many tasks: each draws from a stream of its own."""
-    folded = tf.random.experimental.stateless_fold_in(tf.cast(state, tf.int32), index)
+    state_dtype = state.dtype
     # Without the sign: XLA and TensorFlow's own kernels draw different bits from negative seeds.
-    return tf.cast(tf.bitwise.bitwise_and(folded, 2**31 - 1), state.dtype)
+    state = tf.bitwise.bitwise_and(tf.cast(state, tf.int32), 2**31 - 1)
+    folded = tf.random.experimental.stateless_fold_in(state, index)
+    folded = tf.bitwise.bitwise_and(folded, 2**31 - 1)
+    # A pair of new numbers: folding alone leaves the index in the second word, which a generator counts
+    # up, so that one task would draw what the next one drew before.
+    words = tf.random.stateless_uniform(
+        [2], folded, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg="philox"
+    )
+    return tf.cast(words, state_dtype)

@@ -1,8 +1,6 @@
 """`AdaptingModel`: what meta-learners that adapt by gradient steps share."""
 
 import functools
-import math
-import numbers
 from typing import Any
 
 import keras
@@ -10,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import (
+    arguments,
     byte_images,
     cross_replica,
     inner_optimizers,
@@ -53,11 +52,15 @@ class AdaptingModel(EpisodicModel):
         **kwargs,
     ):
         super().__init__(model, **kwargs)
-        self.inner_steps = _count("inner_steps", inner_steps)
+        self.inner_steps = arguments.count("inner_steps", inner_steps, least=0)
         self.test_inner_steps = (
-            None if test_inner_steps is None else _count("test_inner_steps", test_inner_steps)
+            None
+            if test_inner_steps is None
+            else arguments.count("test_inner_steps", test_inner_steps, least=0)
         )
-        self.inner_learning_rate = _rate(inner_learning_rate)
+        self.inner_learning_rate = arguments.number_from_zero(
+            "inner_learning_rate", inner_learning_rate
+        )
         self.second_order = bool(second_order)
         self.inner_optimizer = inner_optimizer
         self.inner_loss = inner_loss
@@ -102,7 +105,7 @@ class AdaptingModel(EpisodicModel):
             ValueError: if there is no loss to adapt by (neither compiled nor `inner_loss`), `steps` is not
                 an integer from 0, or the support set is not what the model takes.
         """
-        steps = self._steps(False) if steps is None else _count("steps", steps)
+        steps = self._steps(False) if steps is None else arguments.count("steps", steps, least=0)
         support_x, support_y = (
             keras.tree.map_structure(tf.convert_to_tensor, x) for x in (support_x, support_y)
         )
@@ -141,7 +144,7 @@ class AdaptingModel(EpisodicModel):
         Raises:
             ValueError: as `adapt`.
         """
-        steps = _count("steps", steps)
+        steps = arguments.count("steps", steps, least=0)
         if not self.built:
             self.build(keras.tree.map_structure(lambda x: tuple(x.shape), dict(episode)))
         run = self._function("along", steps)
@@ -419,19 +422,3 @@ def _every_step(variable, passes):
 
 def _values(variables):
     return [tf.convert_to_tensor(v.value) for v in variables]
-
-
-def _count(name, value):
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < 0:
-        raise ValueError(f"`{name}` must be an integer from 0. Received: {name}={value!r}")
-    return int(value)
-
-
-def _rate(value):
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
-        raise ValueError(
-            f"`inner_learning_rate` must be a number from 0. Received: inner_learning_rate={value!r}"
-        )
-    return float(value)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sslmeta.data.task_stream import is_integer
+from keras_sslmeta.mechanisms import arguments
 from keras_sslmeta.visualization.palette import COLORS, FAINT, INK
 
 _POINTS = 200  # Of the curves: enough to look smooth.
@@ -154,7 +154,7 @@ def _checked_x(x: Any) -> np.ndarray:
 
 def _checked_steps(steps: Any) -> list[int]:
     numbers = list(steps) if isinstance(steps, Iterable) else []
-    if not numbers or not all(is_integer(k) and k >= 0 for k in numbers):
+    if not numbers or not all(arguments.is_integer(k) and k >= 0 for k in numbers):
         raise ValueError(
             f"`steps` must be integers from 0, one at least. Received: steps={steps!r}"
         )

@@ -281,7 +281,7 @@ def test_two_probes_need_two_names():
     [
         ({"k": 31}, "`k` must be at most the number of training samples, 30. Received: k=31"),
         ({"k": 0}, "`k` must be a positive integer"),
-        ({"temperature": -1}, "`temperature` must be a positive number. Received: -1"),
+        ({"temperature": -1}, "`temperature` must be a positive number. Received: temperature=-1"),
         ({"every": 0}, "`every` must be a positive integer. Received: every=0"),
         ({"batch_size": 0}, "`batch_size` must be"),
         ({"encoder": "dense"}, "`encoder` must be a keras.Model or another callable"),

@@ -136,7 +136,7 @@ def test_noise_is_normal_and_falls_on_queries_too():
     [
         ({"shots": 0}, "`shots` must be a positive integer. Received: shots=0"),
         ({"queries": 2.0}, "`queries` must be a positive integer. Received: queries=2.0"),
-        ({"episodes": 0}, "`episodes` must be None or a positive integer. Received: episodes=0"),
+        ({"episodes": 0}, "`episodes` must be a positive integer. Received: episodes=0"),
         ({"seed": -1}, "`seed` must be None or an integer from 0. Received: seed=-1"),
         ({"start": -1}, "`start` must be an integer from 0. Received: start=-1"),
         ({"start": None}, "`start` must be"),

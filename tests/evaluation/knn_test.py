@@ -142,7 +142,7 @@ def test_memory_is_a_block_not_the_matrix():
         ({"k": 101}, "`k` must be at most the number of training samples, 100. Received: k=101"),
         ({"k": 0}, "`k` must be a positive integer"),
         ({"k": 2.0}, "`k` must be a positive integer"),
-        ({"temperature": 0}, "`temperature` must be a positive number. Received: 0"),
+        ({"temperature": 0}, "`temperature` must be a positive number. Received: temperature=0"),
         ({"temperature": float("nan")}, "`temperature` must be"),
         ({"temperature": "warm"}, "`temperature` must be"),
         ({"block_size": 0}, "`block_size` must be"),
