@@ -138,7 +138,7 @@ def test_two_calls_are_two_views():
     assert (np.abs(first - second).max(axis=(1, 2, 3)) > 1.0).mean() > 0.95
 
 
-def test_no_warning_and_no_state_but_seeds():
+def test_no_weights():
     layer = SimCLRAugmentation((8, 8), seed=1)
     layer(random_images(2))
     assert layer.weights == []

@@ -137,6 +137,35 @@ def test_half_precision_is_compared_in_float32(dtype, tolerance):
     np.testing.assert_allclose(tf.cast(value, tf.float32), expected, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_gradient_is_that_of_float32(dtype):
+    """At a temperature where similarities in half precision would be off by whole units."""
+    z = tf.cast(embeddings(batch=16, dim=32), dtype)
+    _, got = gradient(NTXent(0.01, dtype=dtype), z)
+    _, expected = gradient(NTXent(0.01), tf.cast(z, tf.float32))
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(tf.cast(got, tf.float32), expected, rtol=2e-2, atol=2e-2 * scale)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.05])
+def test_several_tiles_at_a_low_temperature_near_convergence(temperature):
+    """2,200 rows are three blocks; value and gradient against the dense formula in float64."""
+    near = embeddings(batch=1100, views=1, dim=16)
+    z = np.concatenate([near, near + 0.01 * embeddings(1100, 1, 16, seed=1)], axis=1)
+    value, got = gradient(NTXent(temperature), z)
+
+    def dense(_, z):
+        flat = tf.reshape(tf.math.l2_normalize(z, axis=-1), [-1, 16]) / temperature**0.5
+        logits = tf.matmul(flat, flat, transpose_b=True)
+        logits = tf.linalg.set_diag(logits, tf.fill([2200], tf.constant(-np.inf, tf.float64)))
+        positives = tf.gather(logits, tf.bitwise.bitwise_xor(tf.range(2200), 1), batch_dims=1)
+        return tf.reduce_mean(tf.reduce_logsumexp(logits, axis=1) - positives)
+
+    expected, exact = gradient(dense, z.astype("float64"))
+    np.testing.assert_allclose(value, expected, rtol=1e-2)  # Down to 2e-14.
+    np.testing.assert_allclose(got, exact, atol=1e-4 * np.abs(exact).max())
+
+
 def test_large_half_precision_embeddings_do_not_overflow():
     z = tf.cast(embeddings() * 1e4, tf.float16)
     value, got = gradient(NTXent(), z)

@@ -19,8 +19,6 @@ def state_of(seed, moved=0):
 
 def test_the_states_of_tasks_and_steps_are_distinct():
     """A seed generator counts its second word up, so two streams that meet would be two close states."""
-    # FAILS: stateless_fold_in(state, i) is (hash, i), and a generator counts its second word up, so that task t
-    # draws at step k what task t + 1 draws at step k - 1.
     states = [state_of(seed, moved) for seed in (0, 1, 7) for moved in range(20)]
     every = np.concatenate([folded(state, range(20)) for state in states]).astype(np.int64)
     assert len(np.unique(every, axis=0)) == len(every) == 1200
@@ -29,7 +27,6 @@ def test_the_states_of_tasks_and_steps_are_distinct():
 
 
 def test_states_are_neither_negative_nor_constant_in_one_word():
-    # FAILS: the first word is the same for all tasks.
     every = folded(state_of(3), range(200)).astype(np.int64)
     assert every.min() >= 0 and every.max() < 2**31
     assert all(len(np.unique(every[:, word])) > 195 for word in (0, 1))
@@ -56,7 +53,6 @@ def test_the_state_depends_on_state_and_index_alone():
 
 def test_folded_states_seed_unrelated_streams():
     """Dropout-like draws of tasks and of their next steps agree no more often than chance."""
-    # FAILS: as above.
     state = state_of(1)
     draws = [
         tf.random.stateless_uniform([4000], random_state.fold_in(state, i) + [0, step]) < 0.5
