@@ -26,7 +26,7 @@ def run(folder, script, *arguments):
 
 @pytest.mark.slow
 def test_quickstart(tmp_path):
-    tiny = ("--epochs", "2", "--train_size", "300", "--meta_steps", "200")
+    tiny = ("--epochs", "2", "--train_size", "300", "--meta_steps", "2000")
     done = run(tmp_path, "quickstart.py", *tiny, "--seed", "3")
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "quickstart.json").read_text())
