@@ -155,7 +155,9 @@ def process(kind, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 5, 20, 100])
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="processes each; medians are shown")

@@ -8,8 +8,8 @@ The small protocol trains on the characters of Omniglot's `small1` that `small2`
 character makes three more. Settings follow Finn et al. 2017 and learn2learn's example: a Conv4 on batch
 statistics, one inner step, 32 tasks a step.
 
-The model is saved as maml_omniglot.keras after every epoch of 100 steps, and a run with the same arguments
-goes on from there; with a larger --epochs it trains further. Writes maml_omniglot.png and maml_omniglot.json
+The model is saved as maml_omniglot.keras after every epoch, and a run with the same arguments goes on from
+there; with a larger --epochs it trains further. Writes maml_omniglot.png and maml_omniglot.json
 into the current folder.
 """
 
@@ -37,14 +37,16 @@ parser.add_argument("--data_dir", help="where TFDS keeps its data sets")
 parser.add_argument("--download", action="store_true", help="let TFDS download Omniglot")
 parser.add_argument("--full", action="store_true", help="all of Omniglot, not the small protocol")
 parser.add_argument("--seed", type=int, default=0, help="changes everything random")
-parser.add_argument("--epochs", type=positive, default=10, help="of --steps steps each")
-parser.add_argument("--steps", type=positive, default=100, help="steps of meta-training an epoch")
-parser.add_argument("--tasks", type=positive, default=32, help="tasks a step")
-parser.add_argument("--ways", type=positive, default=5)
-parser.add_argument("--shots", type=positive, default=1)
-parser.add_argument("--queries", type=positive, default=1, help="queries a class")
-parser.add_argument("--width", type=positive, default=64, help="filters of each layer")
-parser.add_argument("--episodes", type=positive, default=2000, help="test episodes")
+parser.add_argument("--epochs", type=positive, default=10, help="of --steps steps each (10)")
+parser.add_argument(
+    "--steps", type=positive, default=100, help="steps of meta-training an epoch (100)"
+)
+parser.add_argument("--tasks", type=positive, default=32, help="tasks a step (32)")
+parser.add_argument("--ways", type=positive, default=5, help="characters a task (5)")
+parser.add_argument("--shots", type=positive, default=1, help="drawings of each to adapt to (1)")
+parser.add_argument("--queries", type=positive, default=1, help="queries a class (1)")
+parser.add_argument("--width", type=positive, default=64, help="filters of each layer (64)")
+parser.add_argument("--episodes", type=positive, default=2000, help="test episodes (2000)")
 parser.add_argument("--first_order", action="store_true", help="FOMAML")
 parser.add_argument("--default_threads", action="store_true", help="leave TensorFlow's threads be")
 arguments = parser.parse_args()
@@ -192,7 +194,7 @@ print(
 )
 for k in (0, 1, 3, 5):
     mean, half = record["test"][f"after_{k}"]
-    print(f"  after {k} steps  {mean:5.1f} ± {half:.1f}")
+    print(f"  after {k} {'step ' if k == 1 else 'steps'}  {mean:5.1f} ± {half:.1f}")
 print(
     f"\n{record['training_seconds']:.0f} seconds of meta-training; maml_omniglot.png, .json and .keras "
     f"are in {os.getcwd()}"

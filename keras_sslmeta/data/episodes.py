@@ -39,7 +39,7 @@ def episodes(
     Train on endless episodes with `steps_per_epoch`: `fit` then goes on from epoch to epoch.
     Validate and test on a finite number, which are the same in every pass. A run that resumes
     after so many steps of so many tasks goes on with `start=steps * tasks` and the same seed.
-    Give `fit` its `shuffle=False`: of a dataset, Keras warns otherwise.
+    On a model that is not ours give `fit` its `shuffle=False`: of a dataset, Keras warns otherwise.
 
     Args:
         data: `(x, y)`: samples, an array `(n, …)` or a nest of such arrays, and their labels

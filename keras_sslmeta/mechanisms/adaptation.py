@@ -181,11 +181,13 @@ class Adaptation:
             tape.watch(weights if factor is not None else [])
             adapted, support, answers = self._answers(part, start)
             parts = queries.loss.each(queries.targets, answers.outputs, queries.weights)
-            loss = tf.reduce_sum(parts)
+            parts = tf.concat([parts, [tf.cast(answers.penalty, parts.dtype)]], axis=0)
+            loss = tf.reduce_sum(parts[:-1])
             objective = (
                 None if factor is None else tf.reduce_sum(parts * tf.cast(factor, parts.dtype))
             )
         losses = self._losses(part, start, queries, adapted, support, loss)
+        losses["penalty"] = tf.cast(answers.penalty, self._scalar().dtype)
         if factor is None:
             return [], answers, losses
         gradients = tape.gradient(objective, weights, unconnected_gradients="zero")
@@ -225,7 +227,7 @@ class Adaptation:
             "support_loss_after": after,
         }
         dtype = self._scalar().dtype
-        return {name: tf.cast(values[name], dtype) for name in LOSSES}
+        return {name: tf.cast(value, dtype) for name, value in values.items()}
 
     def _statistics(self, part, start, adapted, answers):
         """What the moving statistics follow: those of the start's support pass, or of every pass."""
@@ -238,10 +240,10 @@ class Adaptation:
 
     def _pass(self, start, weights, state, inputs, k, by_batch, given=None):
         given = self._given(start, k) if given is None else given
-        outputs, statistics, state = self.network(
+        outputs, statistics, state, penalty = self.network(
             weights, start.others, given, state, inputs, self.training, by_batch
         )
-        return _Pass(outputs, statistics, state)
+        return _Pass(outputs, statistics, state, penalty)
 
     def _given(self, start, k):
         pairs = zip(self.network.statistics, start.statistics, strict=True)
@@ -277,7 +279,14 @@ class Adaptation:
         return tf.TensorSpec([], tf.float64 if is_double else tf.float32)
 
 
-LOSSES = ("query_loss", "query_loss_before", "support_loss_before", "support_loss_after")
+# `penalty`: what layers add to the loss of the queries.
+LOSSES = (
+    "query_loss",
+    "query_loss_before",
+    "support_loss_before",
+    "support_loss_after",
+    "penalty",
+)
 
 
 @dataclasses.dataclass
@@ -285,6 +294,7 @@ class _Pass:
     outputs: Any
     statistics: list[tf.Tensor]
     state: list[tf.Tensor]
+    penalty: tf.Tensor
 
 
 def _length(x):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_sslmeta.mechanisms.replayed_loop import replay
 from keras_sslmeta.mechanisms.stateless_network import StatelessNetwork
 
-# Loss and gradient of half-precision networks are computed at this scale, or gradients would vanish.
+# Loss and gradient of half-precision networks are computed at up to this scale, or gradients would vanish.
 _HALF_PRECISION_SCALE = 2.0**10
 
 
@@ -191,7 +191,7 @@ class _Task:
         others, rates, (inputs, targets) = self._parts_of_constants(constants)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            outputs, of_inputs, state = loop.network(
+            outputs, of_inputs, state, penalty = loop.network(
                 weights,
                 others,
                 [statistics_of_pass(v, w, k) for v, w in self._moving()],
@@ -201,7 +201,8 @@ class _Task:
                 self.by_batch,
             )
             loss = loop.loss(targets, outputs)
-            scale = _HALF_PRECISION_SCALE if _is_half(outputs) else 1.0
+            loss += tf.cast(penalty, loss.dtype)
+            scale = _scale_in_half_precision(loss) if _is_half(outputs) else tf.ones([], loss.dtype)
             scaled = loss * scale
         gradients = tape.gradient(scaled, weights, unconnected_gradients="zero")
         gradients = [tf.convert_to_tensor(g) / tf.cast(scale, g.dtype) for g in gradients]
@@ -209,6 +210,10 @@ class _Task:
             gradients = [tf.stop_gradient(g) for g in gradients]
             state = [tf.stop_gradient(x) for x in state]
         weights, optimizer = loop.optimizer.step(k, weights, gradients, optimizer, rates)
+        weights = [
+            w if v.constraint is None else v.constraint(w)
+            for v, w in zip(loop.network.adapted, weights, strict=True)
+        ]
         losses = _written(losses, k, tf.cast(loss, losses.dtype))
         statistics = [_written(s, k, x) for s, x in zip(statistics, of_inputs, strict=True)]
         return [*weights, *optimizer, *state, losses, *statistics]
@@ -238,6 +243,13 @@ def _written(record, k, value):
     """`record` with `value` as its k-th entry, if it has one; a record, so no gradient."""
     at = tf.reshape(tf.equal(tf.range(record.shape[0]), k), [-1] + [1] * (len(record.shape) - 1))
     return tf.where(at, tf.stop_gradient(value), record)
+
+
+def _scale_in_half_precision(loss):
+    """A power of two, the smaller the larger the loss is, so that gradients do not overflow either."""
+    size = tf.maximum(tf.abs(tf.stop_gradient(loss)), 1.0)
+    room = tf.maximum(_HALF_PRECISION_SCALE / size, 1.0)
+    return 2.0 ** tf.floor(tf.math.log(room) / tf.math.log(tf.constant(2.0, loss.dtype)))
 
 
 def _is_half(outputs):

@@ -30,8 +30,17 @@ def _clone(model):
     def clone_layer(layer):
         if isinstance(layer, keras.layers.Lambda):
             # Keras would refuse it, as from a file of unknown origin.
-            return keras.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
+            return keras.layers.Lambda(
+                layer.function,
+                output_shape=layer._output_shape,
+                mask=layer.mask,
+                arguments=layer.arguments,
+                name=layer.name,
+                dtype=layer.dtype_policy,
+            )
         return type(layer).from_config(layer.get_config())
 
     is_graph = isinstance(model, keras.Sequential) or getattr(model, "inputs", None)
-    return keras.models.clone_model(model, clone_function=clone_layer if is_graph else None)
+    if is_graph:
+        return keras.models.clone_model(model, clone_function=clone_layer, recursive=True)
+    return keras.models.clone_model(model)

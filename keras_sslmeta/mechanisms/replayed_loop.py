@@ -69,11 +69,13 @@ def replay(
             ]
 
         def gradient(*upstream):
-            of_last, of_stacks = list(upstream[:number]), list(upstream[number:])
+            # Of embeddings, TensorFlow hands over slices of a gradient.
+            cotangents = [tf.convert_to_tensor(v) for v in upstream]
+            of_last, of_stacks = cotangents[:number], cotangents[number:]
             if trajectory:
                 of_last = [v + s[steps] for v, s in zip(of_last, of_stacks, strict=True)]
             gradients = _backward(step, kept, held, steps, of_last, of_stacks, floats_of)
-            return _once(gradients, (*inputs, *upstream))
+            return _once(gradients, (*inputs, *cotangents))
 
         return [*last, *stacks] if trajectory else last, gradient
 

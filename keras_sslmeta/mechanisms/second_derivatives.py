@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import threading
 
 import keras
 import tensorflow as tf
@@ -21,15 +22,52 @@ def moments(x, axes, shift=None, keepdims=False, name=None):
     return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
+def resize(images, size, method="bilinear", *args, **kwargs):
+    """`tf.image.resize`, which counts the gradient of bilinear resizing as constant, without a word."""
+    resized = _resize(images, size, method, *args, **kwargs)
+    is_plain = not args and not {"preserve_aspect_ratio", "antialias"} & {
+        k for k, v in kwargs.items() if v
+    }
+    is_bilinear = getattr(method, "value", method) == "bilinear"
+    if not (is_plain and is_bilinear and images.shape.rank == 4 and images.dtype.is_floating):
+        return resized
+
+    @tf.custom_gradient
+    def forward(x):
+        def gradient(upstream):
+            return backward(upstream)
+
+        return _resize(x, size, method), gradient
+
+    @tf.custom_gradient
+    def backward(upstream):
+        like = tf.zeros(tf.shape(images), tf.float32)
+        value = tf.raw_ops.ResizeBilinearGrad(
+            grads=upstream, original_image=like, half_pixel_centers=True
+        )
+        return tf.ensure_shape(value, images.shape), forward
+
+    # Linear: the gradient of the gradient is the resizing itself.
+    return forward(tf.cast(images, tf.float32))
+
+
+_resize = tf.image.resize
+_LOCK = threading.RLock()
+
+
 @contextlib.contextmanager
-def exact_moments():
-    """Layers that normalise (batch, layer, group …) take `moments` in place of TensorFlow's."""
-    before = tf.nn.moments
-    tf.nn.moments = moments
-    try:
-        yield
-    finally:
-        tf.nn.moments = before
+def exact():
+    """Layers that normalise (batch, layer, group …) or resize take `moments` and `resize` of this module.
+
+    One thread at a time, since TensorFlow's own functions are replaced.
+    """
+    with _LOCK:
+        before = tf.nn.moments, tf.image.resize
+        tf.nn.moments, tf.image.resize = moments, resize
+        try:
+            yield
+        finally:
+            tf.nn.moments, tf.image.resize = before
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import random_state, second_derivatives
+from keras_sslmeta.mechanisms import cross_replica, random_state, second_derivatives
 
 
 class StatelessNetwork:
@@ -41,6 +41,7 @@ class StatelessNetwork:
         self.momenta: list[float] = []
         self.are_frozen: list[bool] = []
         for layer in self.norms:
+            _check_norm(layer)
             for v in layer.non_trainable_variables:
                 if any(v is w for w in (*trainable, *self.statistics)) or _is_weight(layer, v):
                     continue
@@ -59,7 +60,7 @@ class StatelessNetwork:
         inputs: Any,
         training: bool,
         batch_statistics: bool,
-    ) -> "tuple[Any, list[tf.Tensor], list[tf.Tensor]]":
+    ) -> "tuple[Any, list[tf.Tensor], list[tf.Tensor], tf.Tensor]":
         """The model's outputs on `inputs`, with these tensors for its variables.
 
         Args:
@@ -70,8 +71,9 @@ class StatelessNetwork:
                 `statistics`.
 
         Returns:
-            `(outputs, statistics, state)`: with `batch_statistics` the statistics are those of
-            `inputs`, as a differentiable function of the weights; else those that came.
+            `(outputs, statistics, state, penalty)`: with `batch_statistics` the statistics are those of
+            `inputs`, as a differentiable function of the weights; else those that came. The penalty is
+            the sum of what layers add to the loss (activity regularisers, `add_loss`), a scalar.
         """
         mapping = [
             *zip(self.adapted, adapted, strict=True),
@@ -80,23 +82,59 @@ class StatelessNetwork:
             *zip(self.state, state, strict=True),
         ]
         with (
-            second_derivatives.exact_moments(),
+            second_derivatives.exact(),
             _normalizing_by_batch(self.norms, batch_statistics),
-            keras.StatelessScope(state_mapping=mapping) as scope,
+            keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope,
         ):
             outputs = self.model(inputs, training=training)
             of_inputs = [_value(scope, v) for v in self.statistics]
             state = [_value(scope, v) for v in self.state]
-        return outputs, of_inputs, state
+            self._check_weights_unchanged(scope, mapping)
+            penalties = [tf.reduce_sum(tf.cast(x, _widest(adapted))) for x in scope.losses]
+        penalty = tf.add_n(penalties) if penalties else tf.zeros([], _widest(adapted))
+        return outputs, of_inputs, state, penalty
+
+    def _check_weights_unchanged(self, scope, mapping):
+        """Refuses layers that assign to their weights when called: inner steps cannot follow that."""
+        for variable, tensor in mapping[: len(self.adapted) + len(self.others)]:
+            value = scope.get_current_value(variable)
+            if value is not None and value is not tensor and not _is_same(value, tensor):
+                raise ValueError(
+                    "Layers of `model` must not assign to their trainable weights when called, as "
+                    "keras.layers.SpectralNormalization does. "
+                    f"Received: a model that assigns to {variable.path}"
+                )
 
     def random_states(self) -> list[bool]:
         """Which of `state` are the states of seed generators."""
         return [random_state.is_seed(v) for v in self.state]
 
 
+def _check_norm(layer):
+    if getattr(layer, "renorm", False):
+        raise ValueError(
+            "Batch normalisation with `renorm` has no meaning in inner steps: leave it out. "
+            f"Received: the layer {layer.name!r} with renorm=True"
+        )
+    if layer.synchronized and cross_replica.count() > 1:
+        raise ValueError(
+            "Batch normalisation in a model that adapts to tasks must not be synchronised: replicas "
+            f"hold different tasks. Received: the layer {layer.name!r} with synchronized=True"
+        )
+
+
 def _is_weight(layer, variable):
     """γ and β of a layer that is frozen: non-trainable, and no statistics."""
     return any(variable is getattr(layer, name, None) for name in ("gamma", "beta"))
+
+
+def _widest(weights):
+    return tf.float64 if any(w.dtype == tf.float64 for w in weights) else tf.float32
+
+
+def _is_same(value, tensor):
+    """Whether two tensors are the same one: Keras may wrap what it is given."""
+    return getattr(value, "ref", None) is not None and value.ref() == tensor.ref()
 
 
 def _value(scope, variable):
@@ -125,7 +163,7 @@ def _normalizing_by_batch(layers, by_batch):
 def _with_training(layer, by_batch):
     call = type(layer).call
 
-    def fixed(inputs, training=None, mask=None):
-        return call(layer, inputs, training=by_batch, mask=mask)
+    def fixed(inputs, **kwargs):
+        return call(layer, inputs, **{**kwargs, "training": by_batch})
 
     return fixed

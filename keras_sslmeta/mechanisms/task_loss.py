@@ -52,7 +52,9 @@ class TaskLoss:
         return tf.stack(values)
 
     def factors(self, targets, outputs, sample_weight, tasks, dtype) -> tf.Tensor:
-        """What each task's parts count in the loss of all tasks on all replicas, `(tasks, outputs)`.
+        """What each task's parts count in the loss of all tasks on all replicas, `(tasks, outputs + 1)`.
+
+        The last column is for what layers add to the loss: the mean over tasks.
 
         Args:
             targets, outputs: of all tasks, or specifications.
@@ -61,11 +63,11 @@ class TaskLoss:
             dtype: of the result.
         """
         weights = [samples for *_, samples in self._pairs(targets, outputs, sample_weight)]
-        if not self.is_mean:
-            return tf.ones([tasks, len(weights)], dtype)
         equal = tf.ones([tasks], dtype) / tf.cast(cross_replica.total(tasks), dtype)
+        if not self.is_mean:
+            return tf.stack([tf.ones([tasks], dtype)] * len(weights) + [equal], axis=1)
         if self.reduction != "mean_with_sample_weight":
-            return tf.stack([equal] * len(weights), axis=1)
+            return tf.stack([equal] * (len(weights) + 1), axis=1)
         columns = []
         for weight in weights:
             if weight is None:
@@ -74,7 +76,7 @@ class TaskLoss:
             of_tasks = tf.reduce_sum(tf.cast(weight, dtype), axis=1)
             total = cross_replica.total(tf.reduce_sum(of_tasks))
             columns.append(tf.math.divide_no_nan(of_tasks, total))
-        return tf.stack(columns, axis=1)
+        return tf.stack([*columns, equal], axis=1)
 
     def checks_of_labels(self, name: str, targets, outputs) -> list:
         """Assertions that integer labels are classes of the outputs: on a GPU others would give NaN.
@@ -164,7 +166,7 @@ class _FunctionLoss(keras.losses.Loss):
     """A function of targets and outputs, as Keras wraps one."""
 
     def __init__(self, function):
-        super().__init__(name=getattr(function, "__name__", "loss"))
+        super().__init__(name="loss")
         self.function = function
 
     def call(self, y_true, y_pred):

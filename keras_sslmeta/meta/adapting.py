@@ -61,17 +61,17 @@ class AdaptingModel(EpisodicModel):
         self.inner_learning_rate = arguments.number_from_zero(
             "inner_learning_rate", inner_learning_rate
         )
-        self.second_order = bool(second_order)
+        if not isinstance(second_order, bool):
+            raise ValueError(
+                f"`second_order` must be True or False. Received: second_order={second_order!r}"
+            )
+        self.second_order = second_order
         self.inner_optimizer = inner_optimizer
         self.inner_loss = inner_loss
         self.adapted = adapted
         self.batch_normalization = batch_normalization
         self._policy = normalization_policy.named(batch_normalization)
-        self._inner = (
-            (inner_optimizers.SGD(), self.inner_learning_rate)
-            if inner_optimizer is None
-            else inner_optimizers.from_keras(inner_optimizer)
-        )
+        self._inner_step()  # Refuses what cannot be.
         if adapted is not None and not callable(adapted):
             raise ValueError(
                 "`adapted` must be a function from a variable to whether the inner loop changes it, "
@@ -80,7 +80,7 @@ class AdaptingModel(EpisodicModel):
         self._reports = [keras.metrics.Mean(name=name) for name in _REPORTS]
         self.step_statistics: list[Any] = []
         self._loss_weights = None
-        self._functions: dict[tuple[str, int], Any] = {}
+        self._functions: dict[tuple, Any] = {}
         self.build_where_known()
 
     # ---------------------------------------------------------------------------- for users
@@ -208,7 +208,7 @@ class AdaptingModel(EpisodicModel):
         scale = self.optimizer.scale_loss(tf.ones([], _factor_dtype(start.adapted)))
         with second_derivatives.explained(self.model):
             results = self._measured(adaptation, start, episode, y, sample_weight, scale)
-        loss = self._compute_loss(x, y, results.outputs, sample_weight, training=True)
+        loss = self._loss(x, y, results, sample_weight, training=True)
         self._apply(adaptation, results.gradients, scale)
         self._follow(adaptation, results, episode)
         return self._logs(x, y, results, sample_weight, loss)
@@ -218,7 +218,7 @@ class AdaptingModel(EpisodicModel):
         episode = self.episode_of(x)
         adaptation, start = self._adaptation(training=False)
         results = self._measured(adaptation, start, episode, y, sample_weight)
-        loss = self._compute_loss(x, y, results.outputs, sample_weight, training=False)
+        loss = self._loss(x, y, results, sample_weight, training=False)
         return self._logs(x, y, results, sample_weight, loss)
 
     def get_config(self):
@@ -239,12 +239,15 @@ class AdaptingModel(EpisodicModel):
 
     def _function(self, name, steps):
         """`_adapted` or `_predicted_along` at so many steps, compiled once for each."""
-        if (name, steps) not in self._functions:
+        network = self._network()
+        variables = (*network.adapted, None, *network.others)
+        key = (name, steps, self._inner_step()[1], *map(id, variables))
+        if key not in self._functions:
             method = self._adapted if name == "adapt" else self._predicted_along
-            self._functions[name, steps] = tf.function(
+            self._functions[key] = tf.function(
                 functools.partial(method, steps), autograph=False, reduce_retracing=True
             )
-        return self._functions[name, steps]
+        return self._functions[key]
 
     def _adapted(self, steps, support_x, support_y):
         adaptation, start = self._adaptation(training=False, steps=steps)
@@ -267,6 +270,12 @@ class AdaptingModel(EpisodicModel):
             self.inner_steps if training or self.test_inner_steps is None else self.test_inner_steps
         )
 
+    def _inner_step(self):
+        """The inner optimiser, pure, and its learning rate."""
+        if self.inner_optimizer is None:
+            return inner_optimizers.SGD(), self.inner_learning_rate
+        return inner_optimizers.from_keras(self.inner_optimizer)
+
     def _task_losses(self):
         """The loss of the inner loop and that of the queries."""
         names = getattr(self.model, "output_names", None)
@@ -282,7 +291,7 @@ class AdaptingModel(EpisodicModel):
     def _adaptation(self, training, steps=None, through_inputs=False):
         """How to adapt, and what every task starts from: variables, read once, before any loop."""
         network = self._network()
-        optimizer, rate = self._inner
+        optimizer, rate = self._inner_step()
         inner = InnerLoop(
             network,
             self._task_losses()[0],
@@ -376,6 +385,15 @@ class AdaptingModel(EpisodicModel):
                 change = tf.round(change)
             variable.assign(variable.value + tf.cast(change, variable.value.dtype))
 
+    def _loss(self, x, y, results, sample_weight, training):
+        """The loss for the history: of all queries, with regularisers and what layers add."""
+        loss = self._compute_loss(x, y, results.outputs, sample_weight, training=training)
+        added = tf.math.divide_no_nan(
+            tf.reduce_sum(results.losses["penalty"]),
+            tf.cast(number_of_tasks(x), results.losses["penalty"].dtype),
+        )
+        return loss + tf.cast(added / cross_replica.count(), loss.dtype)
+
     def _logs(self, x, y, results, sample_weight, loss):
         tasks = number_of_tasks(x)
         self._loss_tracker.update_state(loss * cross_replica.count(), sample_weight=tasks)
@@ -394,6 +412,8 @@ class AdaptingModel(EpisodicModel):
                 f"{[tuple(x.shape) for x in inputs]}. Received: shape={[tuple(x.shape) for x in given]}"
             )
         lengths = len(given[0]), len(keras.tree.flatten(support_y)[0])
+        if not lengths[0]:
+            raise ValueError("`support_x` must hold a sample at least. Received: none")
         if lengths[0] != lengths[1]:
             raise ValueError(
                 "`support_x` and `support_y` must have the same number of samples. "

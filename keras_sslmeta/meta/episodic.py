@@ -60,8 +60,9 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
         Raises:
             ValueError: if a part is missing, or they differ in their number of tasks or in form.
         """
+        if isinstance(inputs, dict):
+            self._check_ranks(inputs)
         episode = check_episode(inputs)
-        self._check_ranks(episode)
         if not self.built:
             shapes = keras.tree.map_structure(lambda x: tuple(x.shape), episode)
             with tf.init_scope():  # Variables are not made within a step's graph.
@@ -150,10 +151,10 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
         if not inputs:
             return
         for key in ("support_x", "query_x"):
-            given = keras.tree.flatten(episode[key])
+            given = [tf.convert_to_tensor(x) for x in keras.tree.flatten(episode.get(key, []))]
             ranks = [x.shape.rank for x in given]
             wanted = [len(x.shape) + 1 for x in inputs]
-            if None in ranks or ranks == wanted:
+            if not ranks or None in ranks or ranks == wanted:
                 continue
             if len(ranks) == len(wanted) and all(
                 r == w - 1 for r, w in zip(ranks, wanted, strict=True)
@@ -186,7 +187,8 @@ def check_episode(inputs) -> dict:
         for shape in several:
             if shape.rank is not None and shape.rank < 2:
                 raise ValueError(
-                    f"`{key}` must be (tasks, samples, …). Received: shape={tuple(shape)}"
+                    f"`{key}` must be (tasks, samples, …): batch the episodes, `dataset.batch(tasks)`. "
+                    f"Received: shape={tuple(shape)}"
                 )
     tasks = {key: several[0][0] for key, several in shapes.items() if several[0].rank is not None}
     if len({n for n in tasks.values() if n is not None}) > 1:
@@ -204,13 +206,16 @@ def check_episode(inputs) -> dict:
 
 def check_queries(y, sample_weight, episode):
     """Refuses targets and weights that are not those of the episode's queries."""
-    queries = keras.tree.flatten(episode["query_x"])[0].shape[:2]
+    queries = keras.tree.flatten(episode["query_x"])[0].shape
+    if queries.rank is None:
+        return
+    queries = queries[:2]
     for target in keras.tree.flatten(y):
         _check_targets(target, queries)
     for weight in keras.tree.flatten(sample_weight):
         shape = tf.convert_to_tensor(weight).shape if weight is not None else queries
         is_right = shape.rank in (None, 1) or (
-            shape.rank == 2 and (shape[1] == queries[1] or None in (shape[1], queries[1]))
+            shape.rank == 2 and (shape[1] in (1, queries[1]) or None in (shape[1], queries[1]))
         )
         if not is_right:
             raise ValueError(

@@ -38,10 +38,14 @@ class MAML(AdaptingModel):
     * `"per_step"` (Antoniou et al. 2019): moving statistics for each step and for the answers, shared by
       all tasks. Meta-training normalises by the batch, where queries see each other, and moves
       them; afterwards they are used, and nothing leaks. Steps beyond `inner_steps` use the last ones.
+      With Keras's momentum of 0.99 they need some hundreds of meta-training steps to settle: choose 0.9 for
+      short runs.
     * `"frozen"`: the model's moving statistics throughout, unchanged: for pretrained encoders.
 
     Under the first three the model's own moving statistics follow those of the support sets at θ. Dropout and
-    other random layers are active in meta-training, on support and queries, and nowhere else.
+    other random layers are active in meta-training, on support and queries, and nowhere else. What layers add
+    to the loss (`activity_regularizer`, `add_loss`) counts in inner steps and in the meta-loss; regularisers
+    of weights count once, on θ.
 
     Args:
         model: any `keras.Model`; its weights are the θ, trained in place. Recurrent layers need

@@ -233,13 +233,14 @@ def twin_of(case, model, optimizer):
 OPTIMIZERS = {
     "dropout": lambda: keras.optimizers.Adam(0.1),
     "dicts": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
-    "embedding": lambda: keras.optimizers.RMSprop(0.1),
+    "layer normalisation": lambda: keras.optimizers.RMSprop(0.1),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_adapt_is_training_on_the_support_set(name):
     """As many steps of `train_on_batch`, weights and state; and `adapt` answers as `maml` does."""
+    # FAILS for "normalization": the copy's Normalization keeps mean 0 and variance 1, see finalize_state.
     case, make = CASES[name], OPTIMIZERS.get(name)
     inner = make() if make else None
     maml = compiled(case, "sgd", batch_normalization="support", inner_optimizer=inner)
@@ -264,7 +265,9 @@ def test_adapt_is_training_on_the_support_set(name):
     ):
         np.testing.assert_allclose(got, wanted, rtol=1e-7, atol=1e-9, err_msg=v.path)
         changed += not np.array_equal(got, old)
-        if v.path.split("/")[-2] in ("frozen", "still") or (name == "normalization" and not v.trainable):
+        if v.path.split("/")[-2] in ("frozen", "still") or (
+            name == "normalization" and not v.trainable
+        ):
             np.testing.assert_array_equal(got, old)
     # Attention's bias of the keys changes nothing.
     assert changed >= len(twin.trainable_variables) - 1
