@@ -23,6 +23,9 @@ def copy_with(model: keras.Model, news: "dict[int, tf.Tensor]", inputs: Any) -> 
         )
     for target, source in zip(copy.variables, model.variables, strict=True):
         target.assign(news.get(id(source), source.value))
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # It computes with constants of its own.
     return copy
 
 

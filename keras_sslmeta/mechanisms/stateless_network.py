@@ -40,16 +40,21 @@ class StatelessNetwork:
         self.statistics: list[Any] = []
         self.momenta: list[float] = []
         self.are_frozen: list[bool] = []
-        for layer in self.norms:
-            _check_norm(layer)
-            for v in layer.non_trainable_variables:
-                if any(v is w for w in (*trainable, *self.statistics)) or _is_weight(layer, v):
-                    continue
-                self.statistics.append(v)
-                self.momenta.append(layer.momentum)
-                self.are_frozen.append(not layer.trainable)
+        with second_derivatives.exact():  # Momenta are others' while another thread is in a call.
+            for layer in self.norms:
+                self._add(layer, trainable)
         known = {id(v) for v in self.statistics}
         self.state = [v for v in model.non_trainable_variables if id(v) not in known]
+
+    def _add(self, layer, trainable):
+        """Adds the statistics of a layer of batch normalisation."""
+        _check_norm(layer)
+        for v in layer.non_trainable_variables:
+            if any(v is w for w in (*trainable, *self.statistics)) or _is_weight(layer, v):
+                continue
+            self.statistics.append(v)
+            self.momenta.append(layer.momentum)
+            self.are_frozen.append(not layer.trainable)
 
     def __call__(
         self,
@@ -164,6 +169,8 @@ def _with_training(layer, by_batch):
     call = type(layer).call
 
     def fixed(inputs, **kwargs):
-        return call(layer, inputs, **{**kwargs, "training": by_batch})
+        if layer._call_has_training_arg:
+            kwargs["training"] = by_batch
+        return call(layer, inputs, **kwargs)
 
     return fixed

@@ -106,6 +106,8 @@ class AdaptingModel(EpisodicModel):
                 an integer from 0, or the support set is not what the model takes.
         """
         steps = self._steps(False) if steps is None else arguments.count("steps", steps, least=0)
+        if isinstance(support_x, list) and len(getattr(self.model, "inputs", None) or [0]) == 1:
+            support_x = np.asarray(support_x)
         support_x, support_y = (
             keras.tree.map_structure(tf.convert_to_tensor, x) for x in (support_x, support_y)
         )
@@ -127,6 +129,18 @@ class AdaptingModel(EpisodicModel):
             for v, x in zip(variables, values, strict=True)
         }
         return model_copy.copy_with(self.model, news, support_x)
+
+    def export(self, *args, **kwargs):
+        """Not for meta-learners: export what `adapt` gives.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "A meta-learner answers episodes, and serving systems do not: export the model that "
+            "`adapt(support_x, support_y)` gives, or `model.model` without adaptation. "
+            f"Received: {self!r}"
+        )
 
     def predict_along(self, episode, steps: int):
         """Predictions for the queries before, between and after inner steps.
@@ -274,7 +288,8 @@ class AdaptingModel(EpisodicModel):
         """The inner optimiser, pure, and its learning rate."""
         if self.inner_optimizer is None:
             return inner_optimizers.SGD(), self.inner_learning_rate
-        return inner_optimizers.from_keras(self.inner_optimizer)
+        with tf.init_scope():  # Its learning rate is a variable, to be read here and now.
+            return inner_optimizers.from_keras(self.inner_optimizer)
 
     def _task_losses(self):
         """The loss of the inner loop and that of the queries."""
@@ -388,11 +403,17 @@ class AdaptingModel(EpisodicModel):
     def _loss(self, x, y, results, sample_weight, training):
         """The loss for the history: of all queries, with regularisers and what layers add."""
         loss = self._compute_loss(x, y, results.outputs, sample_weight, training=training)
-        added = tf.math.divide_no_nan(
-            tf.reduce_sum(results.losses["penalty"]),
-            tf.cast(number_of_tasks(x), results.losses["penalty"].dtype),
-        )
-        return loss + tf.cast(added / cross_replica.count(), loss.dtype)
+        tasks = tf.cast(number_of_tasks(x), results.losses["penalty"].dtype)
+
+        def mean(name):
+            value = tf.math.divide_no_nan(tf.reduce_sum(results.losses[name]), tasks)
+            return tf.cast(value / cross_replica.count(), loss.dtype)
+
+        if self._task_losses()[1].reduction in ("sum_over_batch_size", "mean"):
+            # The same, but for masks, which the queries of all tasks as one batch have lost.
+            penalties = [tf.reduce_sum(tf.cast(x, loss.dtype)) for x in self.losses]
+            loss = mean("query_loss") + sum(penalties) / cross_replica.count()
+        return loss + mean("penalty")
 
     def _logs(self, x, y, results, sample_weight, loss):
         tasks = number_of_tasks(x)

@@ -95,7 +95,7 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
         """As `keras.Model.fit`, on episodes: a dataset of batches of them, or arrays."""
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # It orders itself; Keras would warn otherwise.
-        _check_lengths(x, y)
+        self._check_data(x, y)
         if kwargs.get("class_weight") is not None:
             raise ValueError(
                 "`class_weight` must be None: the classes of episodes change from task to task. Weigh "
@@ -106,12 +106,12 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`, on episodes: adapts to each, and measures on its queries."""
-        _check_lengths(x, y)
+        self._check_data(x, y)
         return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """As `keras.Model.predict`: adapts to each episode, and answers its queries."""
-        _check_lengths(x)
+        self._check_data(x)
         return super().predict(x, *args, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -145,14 +145,24 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
                 f"Received: {self.model!r}"
             )
 
+    def _check_data(self, x, y=None):
+        """Refuses data that are no episodes before anything is traced, which a retry would trip over."""
+        if isinstance(x, tf.data.Dataset):
+            spec = x.element_spec
+            x = spec[0] if isinstance(spec, tuple) else spec
+        else:
+            _check_lengths(x, y)
+        if isinstance(x, dict):
+            self._check_ranks(x)
+
     def _check_ranks(self, episode):
         """Refuses episodes that lack the axis of tasks, where the rank of the model's inputs is known."""
         inputs = getattr(self.model, "inputs", None)
         if not inputs:
             return
         for key in ("support_x", "query_x"):
-            given = [tf.convert_to_tensor(x) for x in keras.tree.flatten(episode.get(key, []))]
-            ranks = [x.shape.rank for x in given]
+            given = [_shape(x) for x in keras.tree.flatten(episode.get(key, []))]
+            ranks = [shape.rank for shape in given]
             wanted = [len(x.shape) + 1 for x in inputs]
             if not ranks or None in ranks or ranks == wanted:
                 continue
@@ -164,8 +174,12 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
                 remedy = f"The model's inputs are {[tuple(x.shape) for x in inputs]}."
             raise ValueError(
                 f"`{key}` must be (tasks, samples, …), one axis of tasks before what the model takes. "
-                f"{remedy} Received: shape={[tuple(x.shape) for x in given]}"
+                f"{remedy} Received: shape={[tuple(shape) for shape in given]}"
             )
+
+
+def _shape(x):
+    return tf.TensorShape(x.shape if hasattr(x, "shape") else np.shape(x))
 
 
 def check_episode(inputs) -> dict:
@@ -185,7 +199,12 @@ def check_episode(inputs) -> dict:
     shapes = {key: [x.shape for x in keras.tree.flatten(value)] for key, value in episode.items()}
     for key, several in shapes.items():
         for shape in several:
-            if shape.rank is not None and shape.rank < 2:
+            if shape.rank is None:
+                raise ValueError(
+                    f"`{key}` must have a known rank: give the tensors of the dataset a shape, by "
+                    "`tf.ensure_shape`. Received: a tensor of unknown rank"
+                )
+            if shape.rank < 2:
                 raise ValueError(
                     f"`{key}` must be (tasks, samples, …): batch the episodes, `dataset.batch(tasks)`. "
                     f"Received: shape={tuple(shape)}"

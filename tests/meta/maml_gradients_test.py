@@ -214,7 +214,6 @@ def test_a_tape_on_the_support_targets(steps):
 
 
 def test_the_derivative_of_the_meta_gradient_is_right_or_refused():
-    # FAILS: the tape's answer is wrong, in silence, from 2 steps on.
     x, y = episodes()
     model = two_layers()
     maml = MAML(model, 2, RATE)
@@ -281,8 +280,7 @@ OPTIMIZERS = {
 )
 def test_finite_differences_in_all_that_enters(policy, optimizer, in_graph):
     """With dropout, whose masks are replayed, and normalisation."""
-    # FAILS but for "frozen": tf.nn.moments stops the gradient of the mean within the variance, so second
-    # derivatives of batch normalisation by batch statistics are wrong.
+    # tf.nn.moments stops the gradient of the mean within the variance: by it, all but "frozen" would fail.
     maml = MAML(
         noisy(),
         3,
@@ -294,7 +292,7 @@ def test_finite_differences_in_all_that_enters(policy, optimizer, in_graph):
     x, y = episodes(tasks=2)
     _, begin = maml._adaptation(training=True, through_inputs=True)
     rng = np.random.default_rng(4)
-    count = len(maml._inner[0].start(begin.adapted))
+    count = len(maml._inner_step()[0].start(begin.adapted))
     groups = {
         "adapted": begin.adapted,
         "others": begin.others,
@@ -345,7 +343,7 @@ NORMALIZATIONS = [
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_second_order_through_normalisation(normalization):
-    # FAILS but for RMSNormalization: as above, tf.nn.moments.
+    # By tf.nn.moments, all but RMSNormalization would fail.
     model = keras.Sequential(
         [keras.Input((3,)), layers.Dense(6, "tanh"), normalization(), layers.Dense(2, "tanh")]
     )
@@ -383,7 +381,6 @@ def test_train_step_equals_the_tape_with_dropout_and_normalisation(policy):
 
 
 def test_regularisers_act_on_the_meta_weights_alone():
-    # FAILS: the history has the penalty of the weights after the step.
     x, y = episodes()
     plain = two_layers()
     model = two_layers(keras.regularizers.L2(0.125))

@@ -240,7 +240,6 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", CASES)
 def test_adapt_is_training_on_the_support_set(name):
     """As many steps of `train_on_batch`, weights and state; and `adapt` answers as `maml` does."""
-    # FAILS for "normalization": the copy's Normalization keeps mean 0 and variance 1, see finalize_state.
     case, make = CASES[name], OPTIMIZERS.get(name)
     inner = make() if make else None
     maml = compiled(case, "sgd", batch_normalization="support", inner_optimizer=inner)
