@@ -9,12 +9,13 @@ import tensorflow as tf
 from keras_sslmeta.mechanisms import byte_images
 from keras_sslmeta.mechanisms.custom_compile import CustomCompile
 from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
+from keras_sslmeta.mechanisms.nested_config import NestedConfig
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
 
 _KEYS = ("support_x", "support_y", "query_x")
 
 
-class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
+class EpisodicModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit):
     """Parent of models that learn from episodes: a support set to learn from, queries to answer.
 
     A batch is a batch of tasks: ``({"support_x", "support_y", "query_x"}, query_y)``, each with an axis of
@@ -126,17 +127,6 @@ class EpisodicModel(SavedRandomState, CustomCompile, MultiWorkerFit):
 
     def get_config(self):
         return {**super().get_config(), "model": keras.saving.serialize_keras_object(self.model)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(
-            **{
-                key: keras.saving.deserialize_keras_object(value)
-                if isinstance(value, (dict, list))
-                else value
-                for key, value in config.items()
-            }
-        )
 
     def _check_weights(self):
         if not self.model.trainable_variables:

@@ -9,10 +9,11 @@ import tensorflow as tf
 from keras_sslmeta.mechanisms import augmented_views, byte_images, view_axis
 from keras_sslmeta.mechanisms.custom_compile import CustomCompile
 from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
+from keras_sslmeta.mechanisms.nested_config import NestedConfig
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
 
 
-class TwoViewModel(SavedRandomState, CustomCompile, MultiWorkerFit):
+class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit):
     """Parent of the methods that pretrain an encoder by comparing views of each sample.
 
     It makes the views, refuses what is not one, saves and loads, gives the encoder's features from
@@ -211,17 +212,6 @@ class TwoViewModel(SavedRandomState, CustomCompile, MultiWorkerFit):
             "augmentation": keras.saving.serialize_keras_object(self.augmentation),
             "views": self.views,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(
-            **{
-                key: keras.saving.deserialize_keras_object(value)
-                if isinstance(value, (dict, list))
-                else value
-                for key, value in config.items()
-            }
-        )
 
 
 def _check_encoder(encoder):
