@@ -80,7 +80,8 @@ class Adaptation:
             episode: support and query parts, with an axis of tasks in front.
             start: what every task starts from.
             queries: targets of the queries, where losses are wanted.
-            factors: `(tasks, outputs)`, what each task's losses count in the gradient; None for none.
+            factors: `(tasks, outputs + 1)`, of `TaskLoss.factors`, what each task's losses count in the
+                gradient; None for no gradient.
         """
         count = _length(keras.tree.flatten(episode["query_x"])[0])
         first = cross_replica.first_row(count)

@@ -12,14 +12,7 @@ POLICIES = ["transductive", "support", "per_step", "frozen"]
 TASKS, SHOTS, QUERIES, RATE, MOMENTUM, EPSILON = 3, 4, 5, 0.2, 0.7, 1e-3
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def network():

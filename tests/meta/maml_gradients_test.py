@@ -16,14 +16,7 @@ TASKS, SHOTS, QUERIES = 3, 4, 5
 RATE = 0.1
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def episodes(seed=0, tasks=TASKS):

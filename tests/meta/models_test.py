@@ -14,14 +14,7 @@ from keras_sslmeta.meta import MAML
 TASKS, SHOTS, QUERIES, STEPS, RATE = 2, 4, 3, 2, 0.1
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def reals(*shape):
