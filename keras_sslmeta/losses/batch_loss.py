@@ -1,5 +1,7 @@
 """`BatchLoss`: what losses that compare the samples of a batch share."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,10 +11,6 @@ from keras_sslmeta.mechanisms import cross_replica
 _BY_WEIGHT = "mean_with_sample_weight"
 
 
-def _without_mask(y_pred):
-    return y_pred if isinstance(y_pred, keras.KerasTensor) else tf.identity(y_pred)
-
-
 class BatchLoss(keras.losses.Loss):
     """Parent of losses in which one sample's value depends on the rest of the batch.
 
@@ -20,7 +18,8 @@ class BatchLoss(keras.losses.Loss):
     the **global** batch (`keras_sslmeta.mechanisms.cross_replica.gather`). This class adds what any such
     loss needs to be used in Keras:
 
-    * `y_true` may be None (`model.fit(x)`); losses without labels never look at it;
+    * `y_true` may be None (`model.fit(x)`), and reaches `targets`, and from there `call`, as it came:
+      Keras's own losses cast it to floats, in which different labels collide;
     * the gradient is the global batch's on any number of replicas, also when the last batch is
       shared out unevenly: each replica's gradient weighs n_r · R / N, where Keras alone takes the
       mean of the replicas' means;
@@ -37,10 +36,21 @@ class BatchLoss(keras.losses.Loss):
         ValueError: if `y_pred` holds integers.
     """
 
+    def __init__(
+        self,
+        name: str | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        dtype: Any = None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self._reduce = _GivenValues(name=self.name, reduction=reduction, dtype=dtype)
+
     def __call__(self, y_true, y_pred, sample_weight=None):
         self._refuse_integers(y_pred)
-        y_pred = _without_mask(y_pred)
-        value = super().__call__(self.targets(y_true, y_pred), y_pred, sample_weight)
+        y_pred = tf.cast(tf.convert_to_tensor(y_pred), self.dtype)
+        with tf.name_scope(self.name):
+            values = self.call(self.targets(y_true, y_pred), y_pred)
+        value = self._reduce(tf.zeros(tf.shape(y_pred)[:1]), values, sample_weight)
         if self.reduction in ("sum", "none", None):
             return value
         samples = cross_replica.share(tf.cast(tf.shape(y_pred)[0], tf.float32))
@@ -50,9 +60,9 @@ class BatchLoss(keras.losses.Loss):
             value *= tf.cast(tf.math.divide_no_nan(weights, samples), value.dtype)
         return cross_replica.scale_gradient(value, samples)
 
-    def targets(self, y_true, y_pred):
-        """What `call` gets as `y_true`: here zeros, whatever came."""
-        return tf.zeros(tf.shape(y_pred)[:1])
+    def targets(self, y_true, y_pred) -> Any:
+        """What `call` gets as `y_true`: here None, whatever came."""
+        return None
 
     def _refuse_integers(self, y_pred):
         dtype = getattr(y_pred, "dtype", None) or np.asarray(y_pred).dtype
@@ -65,3 +75,10 @@ class BatchLoss(keras.losses.Loss):
 
     def get_config(self):
         return {**super().get_config(), "dtype": self.dtype}
+
+
+class _GivenValues(keras.losses.Loss):
+    """Keras's own reduction of values that are there already."""
+
+    def call(self, y_true, y_pred):
+        return y_pred

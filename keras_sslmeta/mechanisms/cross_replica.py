@@ -38,9 +38,15 @@ def count() -> int:
 
 
 def total(x: tf.Tensor) -> tf.Tensor:
-    """`x` summed over all replicas: no gradient is asked of it."""
+    """`x` summed over all replicas, the same on each; its gradient sums over replicas too."""
     context = replica_context()
     return x if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def largest(x: tf.Tensor) -> tf.Tensor:
+    """The element-wise largest over all replicas; no gradient is asked of it."""
+    # Strategies reduce by sum and mean alone.
+    return tf.reduce_max(gather(x[None]), axis=0)
 
 
 def gather(x: tf.Tensor) -> tf.Tensor:

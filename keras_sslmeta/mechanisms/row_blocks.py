@@ -22,15 +22,61 @@ def finite(x):
 
 def loop(start, stop, body, state):
     """`state` after ``state = body(p, *state)`` for p from start to stop − 1."""
-    if isinstance(start, int) and isinstance(stop, int) and start >= stop:
-        return state
-    return tf.while_loop(
+    if isinstance(start, int) and isinstance(stop, int):
+        if start >= stop:
+            return state
+        if stop - start == 1:
+            return body(start, *state)
+    # A loop takes tensors and TensorArrays.
+    are_one = [isinstance(x, _OneBlock) for x in state]
+
+    def packed(state):
+        return [x.block if one else x for x, one in zip(state, are_one, strict=True)]
+
+    def unpacked(state):
+        return [_OneBlock(x) if one else x for x, one in zip(state, are_one, strict=True)]
+
+    after = tf.while_loop(
         lambda p, *_: p < stop,
-        lambda p, *state: (p + 1, *body(p, *state)),
-        [start, *state],
+        lambda p, *state: (p + 1, *packed(body(p, *unpacked(state)))),
+        [start, *packed(state)],
         # Two tiles at once hide each other's latency; more only take memory.
         parallel_iterations=2,
     )[1:]
+    return unpacked(after)
+
+
+def cond(i, j, if_equal, otherwise):
+    """`if_equal()` where i = j, else `otherwise()`."""
+    if isinstance(i, int) and isinstance(j, int):
+        return if_equal() if i == j else otherwise()
+    return tf.cond(tf.equal(i, j), if_equal, otherwise)
+
+
+def new_array(dtype, count, shape):
+    """An array of `count` blocks of the shape, to be written."""
+    if isinstance(count, int) and count == 1:
+        return _OneBlock()
+    return tf.TensorArray(dtype, count, clear_after_read=False, element_shape=shape)
+
+
+class _OneBlock:
+    """The interface of a `tf.TensorArray` of one block, without its cost."""
+
+    def __init__(self, block=None):
+        self.block = block
+
+    def read(self, index):
+        return self.block
+
+    def write(self, index, block):
+        return _OneBlock(block)
+
+    def stack(self):
+        return self.block[None]
+
+    def unstack(self, blocks):
+        return _OneBlock(blocks[0])
 
 
 def add(array, index, value):
@@ -57,7 +103,9 @@ class Blocks:
     def split(self, x, fill=0.0):
         """`(rows, …)` → `(count, size, …)`, padded with `fill`."""
         padding = self.count * self.size - self.rows
-        x = tf.pad(x, [[0, padding]] + [[0, 0]] * (len(x.shape) - 1), constant_values=fill)
+        if not isinstance(padding, int) or padding:
+            paddings = [[0, padding]] + [[0, 0]] * (len(x.shape) - 1)
+            x = tf.pad(x, paddings, constant_values=tf.cast(fill, x.dtype))
         return tf.reshape(x, [self.count, self.size, *x.shape[1:]])
 
     def join(self, array):
@@ -70,9 +118,7 @@ class Blocks:
         """One accumulator a block, of `(size, *shape)`."""
         filled = tf.fill([self.count, self.size, *shape], tf.cast(fill, self.matrix.dtype))
         filled = tf.ensure_shape(filled, [None, None, *shape])
-        return tf.TensorArray(
-            self.matrix.dtype, self.count, clear_after_read=False, element_shape=filled.shape[1:]
-        ).unstack(filled)
+        return new_array(self.matrix.dtype, self.count, filled.shape[1:]).unstack(filled)
 
     def biased(self, shift, left):
         """The blocks with two more columns: a product of a left and a right block is then

@@ -1,11 +1,13 @@
-"""Log-sum-exps of a similarity matrix that is never stored: walked in tiles, with its own gradient.
+"""Sums over the rows of a similarity matrix that is never stored: walked in tiles, with its own gradient.
 
 A softmax loss over similarities needs, of the matrix ``s_ij = a_i · k_j``, each row's log-sum-exp and
-the gradient of that; neither needs the matrix. Both are sums over tiles, so memory is a few tiles and
-the accumulators, whatever the batch. Where the keys are the rows themselves the matrix is symmetric,
-and each tile above the diagonal serves its rows and its columns: half the work.
+the gradient of that; a sigmoid loss the sum of ``log(1 + e^s)``. Neither needs the matrix. All are sums
+over tiles, so memory is a few tiles and the accumulators, whatever the batch. Where the keys are the
+rows themselves the matrix is symmetric, and each tile above the diagonal serves its rows and its
+columns: half the work.
 
-How exponentials stay in range is `tile_terms`' business.
+How tiles are walked is `tile_walks`' business, what is added up of them `tile_terms`', and which pairs
+count `pair_selection`'s.
 
 The first tiles are kept for the gradient, up to a constant amount of memory; a small batch is thus a
 single tile, computed once. The others are computed again in the gradient.
@@ -13,14 +15,11 @@ single tile, computed once. The others are computed again in the gradient.
 The temperature is the caller's: scale the rows (and the keys) before, and its gradient follows.
 """
 
-import abc
-
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import row_blocks, tile_terms
+from keras_sslmeta.mechanisms import row_blocks, tile_terms, tile_walks
+from keras_sslmeta.mechanisms.pair_selection import Selection
 
-# Memory for tiles that the gradient uses again: constant, so that memory does not grow with the batch.
-KEPT_BYTES = 64 * 2**20
 # Up to so many pairs, where that is known, TensorFlow's own dense gradient is faster than a walk.
 DENSE_PAIRS = 256 * 256
 
@@ -31,6 +30,7 @@ def log_sum_exp(
     own_key: "int | tf.Tensor | None" = None,
     bound: float | None = None,
     group: int = 1,
+    selection: Selection | None = None,
 ) -> tf.Tensor:
     """Log-sum-exp of each row's similarities to the keys: ``log Σ_j exp(rows_i · keys_j)``.
 
@@ -45,16 +45,114 @@ def log_sum_exp(
         bound: a number that no |similarity| exceeds, where one is known: faster if it is below 40.
         group: number of consecutive rows, and keys, that belong together (the views of a sample), none
             of which counts for another of them. 1 leaves out the row itself.
+        selection: which other pairs count, and how much; no gradient goes through it.
 
     Returns:
         `(n,)`; a row without any key gives −inf.
     """
-    sizes = rows.shape[0], (rows if keys is None else keys).shape[0]
-    if None not in sizes and sizes[0] * sizes[1] <= DENSE_PAIRS:
-        return dense_log_sum_exp(rows, keys, own_key, group)
+    if keys is None and selection is not None:
+        keys, own_key = rows, 0
+
+    def dense(rows, keys=None):
+        return (dense_log_sum_exp(rows, keys, own_key, group, selection),)
+
+    if _few(rows, keys):
+        return dense(rows, keys)[0]
     if keys is None:
-        return _self_log_sum_exp(rows, bound, group)
-    return _cross_log_sum_exp(rows, keys, own_key, bound, group)
+        return _walked(
+            lambda rows: tile_walks.SelfWalk(rows, group),
+            lambda walk: tile_terms.log_sum_exp(walk, bound),
+            dense,
+            (rows,),
+        )[0]
+    bound = bound if selection is None else None
+    exponent = 1.0 if selection is None else selection.exponent
+    return _walked(
+        lambda rows, keys: tile_walks.CrossWalk(rows, keys, own_key, group, selection),
+        lambda walk: tile_terms.log_sum_exp(walk, bound),
+        dense,
+        (rows, keys),
+        exponent,
+    )[0]
+
+
+def two_sided_log_sum_exp(
+    rows: tf.Tensor, keys: tf.Tensor, own_key: "int | None" = None, bound: float | None = None
+) -> "tuple[tf.Tensor, tf.Tensor]":
+    """Log-sum-exps over the keys of each row, and over the rows of each key, from one walk.
+
+    Arguments are those of `log_sum_exp`; returns `(n,)` and `(m,)`.
+    """
+
+    def dense(rows, keys):
+        matrix = dense_similarity(rows, keys, own_key)
+        return dense_terms(matrix), dense_terms(tf.transpose(matrix))
+
+    if _few(rows, keys):
+        return dense(rows, keys)
+    return _walked(
+        lambda rows, keys: tile_walks.TwoSidedWalk(rows, keys, own_key),
+        lambda walk: tile_terms.log_sum_exp(walk, bound),
+        dense,
+        (rows, keys),
+    )
+
+
+def softplus_sum(
+    rows: tf.Tensor, keys: tf.Tensor, own_key: "int | tf.Tensor | None" = None
+) -> tf.Tensor:
+    """``Σ_j log(1 + exp(rows_i · keys_j))`` for each row; arguments as of `log_sum_exp`."""
+
+    def dense(rows, keys):
+        matrix = dense_similarity(rows, keys, own_key)
+        return (tf.reduce_sum(tf.math.softplus(matrix), axis=1),)
+
+    if _few(rows, keys):
+        return dense(rows, keys)[0]
+    return _walked(
+        lambda rows, keys: tile_walks.CrossWalk(rows, keys, own_key),
+        tile_terms.Softplus,
+        dense,
+        (rows, keys),
+    )[0]
+
+
+def kth_largest(
+    rows: tf.Tensor,
+    keys: tf.Tensor,
+    own_key: "int | tf.Tensor | None",
+    group: int,
+    selection: Selection,
+    k: int,
+) -> tf.Tensor:
+    """The k-th largest similarity of each row to the keys that count; −inf where fewer do.
+
+    Without a gradient. Arguments as of `log_sum_exp`; memory grows with n · k.
+    """
+    rows, keys = tf.stop_gradient(rows), tf.stop_gradient(keys)
+    if _few(rows, keys):
+        matrix = dense_similarity(rows, keys, own_key, group)
+        of_rows = [rule.of_rows for rule in selection.rules]
+        weights = selection.log_weights(matrix, of_rows, [rule.of_keys for rule in selection.rules])
+        matrix = tf.where(tf.math.is_inf(weights), weights, matrix)
+        fill = tf.fill([tf.shape(rows)[0], k], row_blocks.minus_infinity(rows))
+        return tf.math.top_k(tf.concat([fill, matrix], axis=1), k).values[:, -1]
+    walk = tile_walks.CrossWalk(rows, keys, own_key, group, selection)
+    walk.set_shift(0.0)
+
+    def body(p, i, j, largest):
+        tile = walk.unselected(i, j)
+        weights = selection.log_weights(tile, *walk.information(i, j))
+        tile = tf.where(tf.math.is_inf(weights), weights, tile)
+        both = tf.concat([largest.read(i), tile], axis=1)
+        return *walk.following(i, j), largest.write(i, tf.math.top_k(both, k).values)
+
+    start = walk.rows.array(k, fill=float("-inf"))
+    _, _, largest = row_blocks.loop(0, walk.pairs, body, (0, 0, start))
+    return walk.rows.join(largest)[:, -1]
+
+
+# ------------------------------------------------------------------ the whole matrix
 
 
 def dense_log_sum_exp(
@@ -62,251 +160,80 @@ def dense_log_sum_exp(
     keys: tf.Tensor | None = None,
     own_key: "int | tf.Tensor | None" = None,
     group: int = 1,
+    selection: Selection | None = None,
 ) -> tf.Tensor:
     """The same by the whole matrix: what second derivatives go through, and tests compare with."""
+    return dense_terms(dense_similarity(rows, keys, own_key, group, selection))
+
+
+def dense_similarity(rows, keys=None, own_key=None, group=1, selection=None):
+    """The similarity matrix, −inf where a pair is left out."""
     if keys is None:
         keys, own_key = rows, 0
     similarity = tf.matmul(rows, keys, transpose_b=True)
     if own_key is not None:
-        is_own = _same_group(own_key, tf.shape(rows)[0], tf.shape(keys)[0], group)
+        is_own = tile_walks.same_group(own_key, tf.shape(rows)[0], tf.shape(keys)[0], group)
         similarity = tf.where(is_own, row_blocks.minus_infinity(rows), similarity)
-    # `tf.reduce_logsumexp` has a NaN gradient for a row without keys.
+    return similarity if selection is None else selection.apply_to_all(similarity)
+
+
+def dense_terms(similarity):
+    """Log-sum-exps of the rows; `tf.reduce_logsumexp` has a NaN gradient for a row without keys."""
     largest = tf.stop_gradient(row_blocks.finite(tf.reduce_max(similarity, axis=1)))
     total = tf.reduce_sum(tf.exp(similarity - largest[:, None]), axis=1)
     has_keys = tf.not_equal(total, 0)
     log = tf.math.log(tf.where(has_keys, total, tf.ones_like(total))) + largest
-    return tf.where(has_keys, log, row_blocks.minus_infinity(rows))
+    return tf.where(has_keys, log, row_blocks.minus_infinity(similarity))
 
 
-def _same_group(own, rows, keys, group):
-    """Which keys belong to which rows' groups, the first row's own beginning at key `own`."""
-    of_rows = (own + tf.range(rows)[:, None]) // group
-    return of_rows == tf.range(keys) // group
+# ------------------------------------------------------------------ walks and their gradients
 
 
-def _self_log_sum_exp(rows, bound, group):
-    @tf.custom_gradient
-    def compute(rows):
-        walk = _SelfWalk(tf.stop_gradient(rows), group)
-        terms = tile_terms.choose(walk, bound)
-        value, kept = walk.value(terms)
-
-        def gradient(upstream):
-            return _twice_differentiable(
-                lambda upstream: walk.gradient(terms, value, kept, upstream),
-                (rows,),
-                lambda rows: dense_log_sum_exp(rows, group=group),
-                upstream,
-            )
-
-        return value, gradient
-
-    return compute(rows)
+def _few(rows, keys):
+    sizes = rows.shape[0], (rows if keys is None else keys).shape[0]
+    return None not in sizes and sizes[0] * sizes[1] <= DENSE_PAIRS
 
 
-def _cross_log_sum_exp(rows, keys, own_key, bound, group):
-    @tf.custom_gradient
-    def compute(rows, keys):
-        walk = _CrossWalk(tf.stop_gradient(rows), tf.stop_gradient(keys), own_key, group)
-        terms = tile_terms.choose(walk, bound)
-        value, kept = walk.value(terms)
-
-        def gradient(upstream):
-            return _twice_differentiable(
-                lambda upstream: walk.gradient(terms, value, kept, upstream),
-                (rows, keys),
-                lambda rows, keys: dense_log_sum_exp(rows, keys, own_key, group),
-                upstream,
-            )
-
-        return value, gradient
-
-    return compute(rows, keys)
-
-
-def _twice_differentiable(fast, inputs, dense, upstream):
-    """`fast(upstream)`, the gradient of `dense` at `inputs`, made differentiable in both."""
+def _walked(make_walk, make_terms, dense, inputs, exponent=1.0):
+    """The walk's values, a tuple, with its own gradient; `dense` is the same by the whole matrix."""
 
     @tf.custom_gradient
-    def gradient(upstream, *inputs):
+    def compute(*inputs):
+        walk = make_walk(*(tf.stop_gradient(x) for x in inputs))
+        terms = make_terms(walk)
+        values, kept = walk.value(terms)
+
+        def gradient(*upstreams):
+            def fast(upstreams):
+                return walk.gradient(terms, values, kept, [exponent * x for x in upstreams])
+
+            return _twice_differentiable(fast, inputs, dense, upstreams)
+
+        return values, gradient
+
+    return compute(*inputs)
+
+
+def _twice_differentiable(fast, inputs, dense, upstreams):
+    """`fast(upstreams)`, the gradient of `dense` at `inputs`, made differentiable in both."""
+    outputs = len(upstreams)
+
+    @tf.custom_gradient
+    def gradient(*both):
+        upstreams, inputs = list(both[:outputs]), list(both[outputs:])
+
         def second(*cotangents):
             with tf.GradientTape() as outer:
-                outer.watch((upstream, inputs))
+                outer.watch((upstreams, inputs))
                 with tf.GradientTape() as inner:
                     inner.watch(inputs)
-                    value = dense(*inputs)
-                first = inner.gradient(value, inputs, upstream)
+                    values = list(dense(*inputs))
+                first = inner.gradient(values, inputs, upstreams)
             return outer.gradient(
-                first, [upstream, *inputs], cotangents, unconnected_gradients="zero"
+                first, [*upstreams, *inputs], cotangents, unconnected_gradients="zero"
             )
 
-        return fast(tf.stop_gradient(upstream)), second
+        return fast([tf.stop_gradient(x) for x in upstreams]), second
 
     # TensorFlow loses track of the inputs of a `tf.function` here unless each is a tensor of its own.
-    return gradient(upstream, *(tf.identity(x) for x in inputs))
-
-
-class _Walk(abc.ABC):
-    """The tiles of a similarity matrix in their order; subclasses say which, and what each serves."""
-
-    @abc.abstractmethod
-    def following(self, i, j):
-        """The pair of blocks after (i, j)."""
-
-    @abc.abstractmethod
-    def similarity(self, i, j):
-        """The tile of blocks i and j, −inf where a pair is left out."""
-
-    @abc.abstractmethod
-    def add_sums(self, terms, sums, tile, i, j):
-        """`sums` with what the tile adds to them."""
-
-    @abc.abstractmethod
-    def results(self):
-        """Zeros for the gradients with respect to the inputs."""
-
-    @abc.abstractmethod
-    def add_products(self, terms, results, tile, i, j):
-        """`results` with what the tile adds to them."""
-
-    @abc.abstractmethod
-    def join_results(self, *results):
-        """The gradients, of the inputs' shapes."""
-
-    def begin(self, rows, keys, pairs):
-        """Keeps the blocks, and decides how many of the `pairs` of blocks are kept as tiles."""
-        self.rows, self.keys, self.pairs = rows, keys, pairs
-        tile_bytes = rows.size * keys.size * rows.matrix.dtype.size
-        if isinstance(pairs, int) and isinstance(tile_bytes, int):
-            self.kept = min(pairs, KEPT_BYTES // tile_bytes)
-        else:
-            self.kept = tf.minimum(pairs, KEPT_BYTES // tile_bytes)
-
-    def set_shift(self, shift):
-        """Takes `shift` off every similarity of the tiles that follow."""
-        self.left = self.rows.biased(shift, left=True)
-        self.right = self.keys.biased(0.0, left=False)
-
-    def value(self, terms):
-        """The log-sum-exps, and the kept tiles."""
-        tile_shape = [self.rows.plain.shape[1], self.keys.plain.shape[1]]
-        kept = tf.TensorArray(
-            self.rows.matrix.dtype, self.kept, clear_after_read=False, element_shape=tile_shape
-        )
-
-        def keeping(p, i, j, kept, *sums):
-            tile = terms.tile(self.similarity(i, j))
-            i_next, j_next = self.following(i, j)
-            return i_next, j_next, kept.write(p, tile), *self.add_sums(terms, sums, tile, i, j)
-
-        def passing(p, i, j, *sums):
-            tile = terms.tile(self.similarity(i, j))
-            return *self.following(i, j), *self.add_sums(terms, sums, tile, i, j)
-
-        i, j, kept, *sums = row_blocks.loop(
-            0, self.kept, keeping, (0, 0, kept, *terms.start(self.rows))
-        )
-        _, _, *sums = row_blocks.loop(self.kept, self.pairs, passing, (i, j, *sums))
-        return self.rows.join(terms.log(*sums)), kept
-
-    def gradient(self, terms, value, kept, upstream):
-        """The gradient with respect to the walk's inputs."""
-        terms.prepare(self.rows, value, upstream)
-
-        def again(p, i, j, *results):
-            tile = terms.tile(self.similarity(i, j))
-            return *self.following(i, j), *self.add_products(terms, results, tile, i, j)
-
-        def from_kept(p, i, j, *results):
-            tile = kept.read(p)
-            return *self.following(i, j), *self.add_products(terms, results, tile, i, j)
-
-        i, j, *results = row_blocks.loop(0, self.kept, from_kept, (0, 0, *self.results()))
-        _, _, *results = row_blocks.loop(self.kept, self.pairs, again, (i, j, *results))
-        return self.join_results(*results)
-
-
-class _SelfWalk(_Walk):
-    """The tiles (i ≤ j) of ``rows · rowsᵀ`` less each row's own group, column by column.
-
-    Each serves (j, i) too.
-    """
-
-    def __init__(self, rows, group):
-        blocks = row_blocks.Blocks(rows, multiple=group)
-        # Every tile on the diagonal leaves out the same pairs.
-        is_own = _same_group(0, blocks.size, blocks.size, group)
-        self.less_own = tf.where(is_own, row_blocks.minus_infinity(rows), tf.zeros([], rows.dtype))
-        self.begin(blocks, blocks, blocks.count * (blocks.count + 1) // 2)
-
-    def following(self, i, j):
-        at_diagonal = tf.equal(i, j)
-        return tf.where(at_diagonal, 0, i + 1), tf.where(at_diagonal, j + 1, j)
-
-    def similarity(self, i, j):
-        tile = tf.matmul(self.left[i], self.right[j], transpose_b=True)
-        return tf.cond(tf.equal(i, j), lambda: tile + self.less_own, lambda: tile)
-
-    def add_sums(self, terms, sums, tile, i, j):
-        sums = terms.add_rows(sums, tile, i)
-        return tf.cond(tf.equal(i, j), lambda: sums, lambda: terms.add_columns(sums, tile, j))
-
-    def results(self):
-        return (self.rows.array(self.rows.dim),)
-
-    def add_products(self, terms, results, tile, i, j):
-        weights = terms.weights_of_rows_and_columns(tile, i, j)
-        result = row_blocks.add(results[0], i, tf.matmul(weights, self.rows.plain[j]))
-
-        def transposed():
-            return row_blocks.add(
-                result, j, tf.matmul(weights, self.rows.plain[i], transpose_a=True)
-            )
-
-        return (tf.cond(tf.equal(i, j), lambda: result, transposed),)
-
-    def join_results(self, result):
-        return self.rows.join(result)
-
-
-class _CrossWalk(_Walk):
-    """All tiles of ``rows · keysᵀ`` less each row's own group, row by row."""
-
-    def __init__(self, rows, keys, own_key, group):
-        self.own_key, self.group = own_key, group
-        rows = row_blocks.Blocks(rows, multiple=group)
-        keys = row_blocks.Blocks(keys, multiple=group)
-        self.begin(rows, keys, rows.count * keys.count)
-
-    def following(self, i, j):
-        at_end = tf.equal(j, self.keys.count - 1)
-        return tf.where(at_end, i + 1, i), tf.where(at_end, 0, j + 1)
-
-    def similarity(self, i, j):
-        tile = tf.matmul(self.left[i], self.right[j], transpose_b=True)
-        if self.own_key is None:
-            return tile
-        # The own key of the tile's first row, counted from the tile's first key.
-        own = self.own_key + i * self.rows.size - j * self.keys.size
-
-        def masked():
-            is_own = _same_group(own, self.rows.size, self.keys.size, self.group)
-            return tf.where(is_own, row_blocks.minus_infinity(tile), tile)
-
-        return tf.cond((own > -self.rows.size) & (own < self.keys.size), masked, lambda: tile)
-
-    def add_sums(self, terms, sums, tile, i, j):
-        return terms.add_rows(sums, tile, i)
-
-    def results(self):
-        return self.rows.array(self.rows.dim), self.keys.array(self.keys.dim)
-
-    def add_products(self, terms, results, tile, i, j):
-        for_rows, for_keys = results
-        weights = terms.weights_of_rows(tile, i)
-        for_rows = row_blocks.add(for_rows, i, tf.matmul(weights, self.keys.plain[j]))
-        products = tf.matmul(weights, self.rows.plain[i], transpose_a=True)
-        return for_rows, row_blocks.add(for_keys, j, products)
-
-    def join_results(self, for_rows, for_keys):
-        return self.rows.join(for_rows), self.keys.join(for_keys)
+    return gradient(*upstreams, *(tf.identity(x) for x in inputs))

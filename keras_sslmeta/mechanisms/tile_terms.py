@@ -1,4 +1,6 @@
-"""How the exponentials of a tile of similarities stay in range, in one of two ways.
+"""What is added up of a tile of similarities, and how exponentials stay in range.
+
+For log-sum-exps there are two ways:
 
 * `Bounded`, where the caller knows ``|s_ij| ≤ c`` and exp(±2c) is in range, as for unit vectors at every
   usual temperature: ``exp(s_ij − c)`` neither over- nor underflows, and one exponential a tile serves
@@ -6,8 +8,10 @@
 * `Unbounded`, for anything else: a running maximum for each row, exact for any size of similarity, at
   the cost of two maxima and a second exponential a tile.
 
-Both are used by a walk in the same order: `start`, then `tile` and `add_rows` (and `add_columns`) tile
-by tile, then `log`; for the gradient `prepare`, then `tile` again and the weights.
+`Softplus` adds up ``log(1 + e^s)``, which needs neither.
+
+All are used by a walk in the same order: `start`, then `tile` and `add_rows` (or `add_columns`) tile
+by tile, then `value`; for the gradient `side`, then `tile` again and `weights`.
 """
 
 import tensorflow as tf
@@ -18,8 +22,8 @@ from keras_sslmeta.mechanisms import row_blocks
 _BOUNDED = {tf.float32: 40.0, tf.float64: 300.0}
 
 
-def choose(walk, bound):
-    """The terms that suit the bound; the tiles' shift is theirs to set."""
+def log_sum_exp(walk, bound):
+    """The terms of log-sum-exps that suit the bound; the tiles' shift is theirs to set."""
     limit = _BOUNDED[walk.rows.matrix.dtype]
     if bound is not None and bound * 1.001 <= limit:
         # A whole number is exact in every matrix format that accelerators use.
@@ -37,8 +41,8 @@ class Bounded:
     def tile(self, similarity):
         return tf.exp(similarity)
 
-    def start(self, rows):
-        return (rows.array(),)
+    def start(self, blocks):
+        return (blocks.array(),)
 
     def add_rows(self, sums, tile, i):
         # Sums as products: faster than reductions, the more so over the outer axis.
@@ -49,17 +53,15 @@ class Bounded:
         ones = tf.ones([1, tf.shape(tile)[0]], tile.dtype)
         return (row_blocks.add(sums[0], j, tf.matmul(ones, tile)[0]),)
 
-    def log(self, sums):
+    def value(self, sums):
         return sums.unstack(tf.math.log(sums.stack()) + self.shift)
 
-    def prepare(self, rows, value, upstream):
-        self.weight = rows.split(upstream * tf.exp(self.shift - row_blocks.finite(value)))
+    def side(self, blocks, value, upstream):
+        return blocks.split(upstream * tf.exp(self.shift - row_blocks.finite(value)))
 
-    def weights_of_rows(self, tile, i):
-        return tile * self.weight[i][:, None]
-
-    def weights_of_rows_and_columns(self, tile, i, j):
-        return tile * (self.weight[i][:, None] + self.weight[j])
+    def weights(self, tile, rows, i, columns=None, j=None):
+        weight = rows[i][:, None]
+        return tile * (weight if columns is None else weight + columns[j])
 
 
 class Unbounded:
@@ -71,8 +73,8 @@ class Unbounded:
     def tile(self, similarity):
         return similarity
 
-    def start(self, rows):
-        return rows.array(fill=float("-inf")), rows.array()
+    def start(self, blocks):
+        return blocks.array(fill=float("-inf")), blocks.array()
 
     def add_rows(self, state, tile, i):
         return self._accumulate(state, tile, i, axis=1)
@@ -89,16 +91,41 @@ class Unbounded:
         total = sums.read(index) * tf.exp(before - shift) + added
         return maxima.write(index, maximum), sums.write(index, total)
 
-    def log(self, maxima, sums):
+    def value(self, maxima, sums):
         return sums.unstack(tf.math.log(sums.stack()) + row_blocks.finite(maxima.stack()))
 
-    def prepare(self, rows, value, upstream):
-        self.value = rows.split(row_blocks.finite(value))
-        self.upstream = rows.split(upstream)
+    def side(self, blocks, value, upstream):
+        return blocks.split(row_blocks.finite(value)), blocks.split(upstream)
 
-    def weights_of_rows(self, tile, i):
-        return tf.exp(tile - self.value[i][:, None]) * self.upstream[i][:, None]
+    def weights(self, tile, rows, i, columns=None, j=None):
+        value, upstream = rows
+        weights = tf.exp(tile - value[i][:, None]) * upstream[i][:, None]
+        if columns is None:
+            return weights
+        value, upstream = columns
+        return weights + tf.exp(tile - value[j]) * upstream[j]
 
-    def weights_of_rows_and_columns(self, tile, i, j):
-        for_columns = tf.exp(tile - self.value[j]) * self.upstream[j]
-        return self.weights_of_rows(tile, i) + for_columns
+
+class Softplus:
+    """Tiles are the similarities themselves, and ``log(1 + e^s)`` is added up."""
+
+    def __init__(self, walk):
+        walk.set_shift(0.0)
+
+    def tile(self, similarity):
+        return similarity
+
+    def start(self, blocks):
+        return (blocks.array(),)
+
+    def add_rows(self, sums, tile, i):
+        return (row_blocks.add(sums[0], i, tf.reduce_sum(tf.math.softplus(tile), axis=1)),)
+
+    def value(self, sums):
+        return sums
+
+    def side(self, blocks, value, upstream):
+        return blocks.split(upstream)
+
+    def weights(self, tile, rows, i):
+        return tf.sigmoid(tile) * rows[i][:, None]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import row_blocks, streaming_similarity
+from keras_sslmeta.mechanisms import row_blocks, streaming_similarity, tile_walks
 
 DIM = 6
 TOLERANCE = {"float32": 5e-6, "float64": 1e-12}
@@ -14,7 +14,7 @@ TOLERANCE = {"float32": 5e-6, "float64": 1e-12}
 def _small_tiles(monkeypatch):
     monkeypatch.setattr(row_blocks, "TILE", 16)
     # Four kept tiles, so that larger cases keep some and compute the others again.
-    monkeypatch.setattr(streaming_similarity, "KEPT_BYTES", 4 * 16 * 16 * 4)
+    monkeypatch.setattr(tile_walks, "KEPT_BYTES", 4 * 16 * 16 * 4)
     monkeypatch.setattr(streaming_similarity, "DENSE_PAIRS", 0)
 
 
