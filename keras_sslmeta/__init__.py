@@ -1,6 +1,16 @@
 """Self-supervised pretraining and meta-learning as ordinary Keras."""
 
-from keras_sslmeta import callbacks, data, evaluation, layers, losses, meta, ssl, visualization
+from keras_sslmeta import (
+    callbacks,
+    data,
+    evaluation,
+    layers,
+    losses,
+    meta,
+    negatives,
+    ssl,
+    visualization,
+)
 from keras_sslmeta.meta import MAML
 from keras_sslmeta.ssl import SimCLR
 
@@ -16,6 +26,7 @@ __all__ = [
     "layers",
     "losses",
     "meta",
+    "negatives",
     "ssl",
     "visualization",
 ]

@@ -47,6 +47,8 @@ class LossRow:
     half_precision: float = 2e-2
     y: np.ndarray | None = None
     batch: int = BATCH
+    # Losses on statistics of the batch refuse weights.
+    takes_weights: bool = True
 
 
 @dataclasses.dataclass
@@ -87,12 +89,71 @@ def network(*layers):
     )
 
 
+def loss_row(name, refused, x=EMBEDDINGS, row=None, **arguments):
+    """A row of `ksm.losses.NAME(**arguments)`; `refused` maps arguments to what they must not be."""
+    return LossRow(
+        lambda **kwargs: getattr(ksm.losses, name)(**{**arguments, **kwargs}),
+        x,
+        refused=[(argument, value, f"`{argument}` must") for argument, value in refused.items()],
+        **(row or {}),
+    )
+
+
+LABELS = RNG.integers(0, 4, size=SAMPLES)
+LABELLED = {"y": LABELS}
+STATISTIC = {"takes_weights": False}
+MARGIN = {"margin": -1.0, "distance_metric": "L3"}
 LOSSES = {
-    "NTXent": LossRow(
-        lambda **kwargs: ksm.losses.NTXent(**{"temperature": 0.3, **kwargs}),
-        EMBEDDINGS,
-        refused=[("temperature", 0.0, "`temperature` must be a positive number")],
+    "NTXent": loss_row("NTXent", {"temperature": 0.0, "negatives": 3}, temperature=0.3),
+    "InfoNCE": loss_row("InfoNCE", {"temperature": -1.0}, temperature=0.3),
+    "SupervisedContrastive": loss_row(
+        "SupervisedContrastive", {"temperature": 0}, row=LABELLED, temperature=0.3
     ),
+    "DecoupledContrastive": loss_row(
+        "DecoupledContrastive", {"temperature": 0, "sigma": 0}, temperature=0.3, weighted=True
+    ),
+    "DebiasedContrastive": loss_row("DebiasedContrastive", {"temperature": 0, "tau_plus": 1.0}),
+    "HardNegative": loss_row("HardNegative", {"beta": -1.0, "tau_plus": 1.0}),
+    "CLIP": loss_row("CLIP", {"temperature": 0, "negatives": "hard"}, temperature=0.3),
+    "SigLIP": loss_row("SigLIP", {"temperature": 0, "bias": None}, bias=-1.0),
+    "NPairs": loss_row("NPairs", {"l2_weight": -1.0}, row=LABELLED, l2_weight=0.01),
+    "PairwiseContrastive": loss_row(
+        "PairwiseContrastive", {"margin": -1.0}, row={"y": LABELS % 2}, margin=4.0
+    ),
+    "TripletSemiHard": loss_row("TripletSemiHard", MARGIN, row=LABELLED),
+    "TripletHard": loss_row("TripletHard", MARGIN, row=LABELLED),
+    "TripletAll": loss_row("TripletAll", MARGIN, row=LABELLED),
+    "MultiSimilarity": loss_row("MultiSimilarity", {"alpha": 0, "beta": -1.0}, row=LABELLED),
+    "NegativeCosine": LossRow(
+        lambda **kwargs: ksm.losses.NegativeCosine(**kwargs),
+        EMBEDDINGS,
+        refused=[("reduction", "average", "`reduction`")],
+        y=EMBEDDINGS[:, ::-1],
+    ),
+    "SelfDistillation": loss_row(
+        "SelfDistillation",
+        {"student_temperature": 0, "teacher_temperature": -1.0},
+        row={"y": EMBEDDINGS[:, ::-1]},
+        student_temperature=0.5,
+        teacher_temperature=0.5,
+    ),
+    "SwappedPrediction": loss_row(
+        "SwappedPrediction",
+        {"temperature": 0, "epsilon": 0, "sinkhorn_steps": 0},
+        temperature=1.0,
+        epsilon=1.0,
+    ),
+    "Matryoshka": loss_row(
+        "Matryoshka",
+        {"dims": [], "weights": [1.0]},
+        loss=ksm.losses.NTXent(0.3),
+        dims=[2, 8],
+    ),
+    "BarlowTwins": loss_row("BarlowTwins", {"redundancy_weight": -1.0}, row=STATISTIC),
+    "VICReg": loss_row("VICReg", {"variance_weight": -1.0}, row=STATISTIC),
+    "SIGReg": loss_row("SIGReg", {"directions": 0, "knots": 2}, row=STATISTIC, directions=64),
+    "KoLeo": loss_row("KoLeo", {"epsilon": 0}, row=STATISTIC),
+    "AlignmentUniformity": loss_row("AlignmentUniformity", {"alpha": 0, "t": 0}, row=STATISTIC),
 }
 MODELS = {
     "SimCLR on views": ModelRow(lambda: ksm.SimCLR(encoder()), VIEWS, IMAGES),
@@ -129,7 +190,15 @@ every_loss = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES)
 every_model = pytest.mark.parametrize("row", MODELS.values(), ids=MODELS)
 # A row a strategy: plain models around losses, and our own models.
 FITTED = {**LOSSES, **MODELS}
-everything = pytest.mark.parametrize("name", FITTED)
+# One of each parent is fitted in every run, the others with the slow tests.
+REPRESENTATIVES = {"NTXent", "InfoNCE", "MultiSimilarity", "VICReg", *MODELS}
+everything = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow)
+        for name in FITTED
+    ],
+)
 
 
 def samples(row):
@@ -168,7 +237,10 @@ def assert_same_weights(model, other, **tolerance):
 
 def test_every_public_loss_and_model_has_a_row():
     """A class that nobody entered here would escape every test below."""
-    parents = {"BatchLoss", "TwoViewModel", "EpisodicModel"}
+    parents = {
+        *("BatchLoss", "BatchStatisticLoss", "ContrastiveLoss", "LabelledPairsLoss", "PairedLoss"),
+        *("TwoViewModel", "EpisodicModel"),
+    }
     rows = {name.split()[0] for name in FITTED}
     public = {*ksm.losses.__all__, *ksm.ssl.__all__, *ksm.meta.__all__}
     assert public - parents == rows
@@ -188,7 +260,7 @@ def test_losses_refuse_bad_arguments(row):
     for argument, value, message in row.refused:
         with pytest.raises(ValueError, match=message) as error:
             row.build(**{argument: value})
-        assert "Received" in str(error.value) and repr(value) in str(error.value)
+        assert "Received" in str(error.value) and str(value) in str(error.value)
 
 
 @every_loss
@@ -196,6 +268,10 @@ def test_losses_give_one_value_a_sample_that_keras_reduces(row):
     values = row.build(reduction=None)(row.y, row.x)
     assert values.shape == (SAMPLES,)
     np.testing.assert_allclose(row.build()(row.y, row.x), np.mean(values), rtol=1e-5)
+    if not row.takes_weights:
+        with pytest.raises(ValueError, match="pass no `sample_weight`"):
+            row.build()(row.y, row.x, sample_weight=WEIGHTS)
+        return
     np.testing.assert_allclose(
         row.build()(row.y, row.x, sample_weight=WEIGHTS), np.mean(values * WEIGHTS), rtol=1e-5
     )
@@ -239,6 +315,10 @@ def test_predict_and_summary_of_a_loaded_model(row, tmp_path):
 def test_sample_weights(name):
     row = FITTED[name]
     y = np.zeros(samples(row)) if row.y is None else row.y
+    if not getattr(row, "takes_weights", True):
+        with pytest.raises(ValueError, match="pass no `sample_weight`"):
+            compiled(name).fit(row.x, y, sample_weight=WEIGHTS, verbose=0)
+        return
 
     def loss(weights):
         model = compiled(name)

@@ -1,19 +1,16 @@
 """NT-Xent, the loss of SimCLR (Chen et al. 2020)."""
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.losses.batch_loss import BatchLoss
-from keras_sslmeta.mechanisms import (
-    arguments,
-    cross_replica,
-    streaming_similarity,
-    unit_vectors,
-)
+from keras_sslmeta.losses.contrastive_loss import ContrastiveLoss, positives
+from keras_sslmeta.negatives.negative_rule import NegativeRule
 
 
 @keras.saving.register_keras_serializable(package="keras_sslmeta.losses")
-class NTXent(BatchLoss):
+class NTXent(ContrastiveLoss):
     r"""Normalised temperature-scaled cross-entropy between the views of each sample.
 
     Each embedding has to pick out the other views of its own sample among all other embeddings of the
@@ -34,6 +31,8 @@ class NTXent(BatchLoss):
         temperature: T, a positive number. Defaults to 0.1 (SimCLR's for ImageNet; 0.5 is common on CIFAR-10).
         normalize: whether embeddings are divided by their L2 norm first. Defaults to True (the paper).
             A zero embedding then stays zero and gets no gradient.
+        negatives: rules of `keras_sslmeta.negatives`, in their order, on which negatives count, and how
+            much: known false negatives, the hardest, weights. Defaults to none.
         gather: whether negatives come from all replicas of a `tf.distribute` strategy, which makes the
             loss independent of their number. False compares within each replica only. Defaults to True.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -41,7 +40,9 @@ class NTXent(BatchLoss):
         dtype: dtype of the result; half-precision embeddings are compared in float32 in any case.
 
     Call arguments:
-        y_true: ignored, and may be None.
+        y_true: what the rules of `negatives` need (a tensor, or a dict of them), and under the key
+            `"memory"` of a dict further negatives `(m, dim)` of earlier batches, without gradient
+            (`keras_sslmeta.layers.MemoryQueue`). Otherwise ignored, and may be None.
         y_pred: floating-point embeddings `(batch, views, dim)`, two views or more.
         sample_weight: optional, `(batch,)`. It weighs the samples' own losses; every sample still
             serves as a negative. On a plain model pass some `y` with it: Keras drops weights without.
@@ -52,8 +53,9 @@ class NTXent(BatchLoss):
         sample, of two views, gives 0: there is nothing to tell it from.
 
     Raises:
-        ValueError: if `temperature` is not a positive number; if `y_pred` is of another rank, has one
-            view, holds integers, or is known to hold a single sample, which has no negatives.
+        ValueError: if `temperature` is not a positive number or `negatives` holds anything but rules; if
+            `y_pred` is of another rank, has one view, holds integers, or is known to hold a single
+            sample, which has no negatives; if something that a rule needs is missing.
 
     Example:
 
@@ -75,86 +77,24 @@ class NTXent(BatchLoss):
         temperature: float = 0.1,
         normalize: bool = True,
         gather: bool = True,
+        negatives: Sequence[NegativeRule] = (),
         reduction: str | None = "sum_over_batch_size",
         name: str = "nt_xent",
         dtype=None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = arguments.positive_number("temperature", temperature)
-        self.normalize = bool(normalize)
-        self.gather = bool(gather)
+        super().__init__(temperature, normalize, gather, negatives, reduction, name, dtype)
 
-    def call(self, y_true, y_pred):
-        _check_views(y_pred, self.gather)
-        z = y_pred if y_pred.dtype == tf.float64 else tf.cast(y_pred, tf.float32)
-        if self.normalize:
-            z = unit_vectors.normalize(z)
-        # On both sides, so that rows and keys are the same vectors: z · z' is then s/T.
-        z = z * self.temperature**-0.5
+    def pair_losses(self, own, negatives):
+        """``−s_vu + log(e^{s_vu} + rest)`` for each view v and positive u, `(batch, views, views − 1)`.
 
-        negatives = self._negatives(z)  # (batch, views)
-        own = tf.matmul(z, z, transpose_b=True)  # (batch, views, views), s_vu of one sample
-        losses = _losses_of_pairs(negatives, own)
-        return tf.cast(tf.reduce_mean(losses, axis=[1, 2]), y_pred.dtype)
-
-    def _negatives(self, z):
-        """Log-sum-exps of each embedding's similarities to the other samples of the global batch."""
-        views, dim = z.shape[1:]
-        bound = 1 / self.temperature if self.normalize else None
-        rows = tf.reshape(z, [-1, dim])
-        keys, own_key = None, None
-        if self.gather and cross_replica.replica_context() is not None:
-            own_key = cross_replica.first_row(tf.shape(z)[0]) * views
-            keys = tf.reshape(cross_replica.gather(z), [-1, dim])
-        value = streaming_similarity.log_sum_exp(rows, keys, own_key, bound, group=views)
-        return tf.reshape(value, tf.shape(z)[:2])
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "temperature": self.temperature,
-            "normalize": self.normalize,
-            "gather": self.gather,
-        }
-
-
-def _losses_of_pairs(negatives, own):
-    """``−s_vu + log(e^{s_vu} + rest)`` for each view v and positive u, `(batch, views, views − 1)`.
-
-    Written as ``softplus(log rest − s_vu)``: near convergence, at a low temperature, the difference of
-    two nearly equal logarithms would leave nothing but rounding of the loss and its gradient.
-    """
-    views = own.shape[-1]
-    pairs = [(v, u) for v in range(views) for u in range(views) if u != v]
-    rests = []
-    for v, u in pairs:
-        others = [own[:, v, w] for w in range(views) if w not in (v, u)]
-        rest = tf.stack([negatives[:, v], *others], axis=1) if others else negatives[:, v]
-        rests.append(tf.reduce_logsumexp(rest, axis=1) if others else rest)
-    positives = tf.stack([own[:, v, u] for v, u in pairs], axis=1)
-    losses = tf.math.softplus(tf.stack(rests, axis=1) - positives)
-    return tf.reshape(losses, [-1, views, views - 1])
-
-
-def _check_views(y_pred, gather):
-    shape = tuple(y_pred.shape)
-    if len(shape) != 3:
-        raise ValueError(
-            "`y_pred` must hold the embeddings of all views of a sample, of shape "
-            "(batch, views, dim): stack views on axis 1, and wrap an encoder of single samples in "
-            f"`keras_sslmeta.layers.PerView`. Received: shape={shape}"
-        )
-    if shape[1] is None or shape[2] is None:
-        raise ValueError(
-            f"`y_pred` must have a static number of views and dimensions. Received: shape={shape}"
-        )
-    if shape[1] < 2:
-        raise ValueError(
-            "`y_pred` must hold at least two views of each sample, on axis 1. "
-            f"Received: shape={shape}"
-        )
-    if shape[0] == 1 and (not gather or cross_replica.sees_whole_batch()):
-        raise ValueError(
-            "A batch of one sample has no negatives: `y_pred` must hold at least two samples. "
-            f"Received: shape={shape}"
-        )
+        Written as ``softplus(log rest − s_vu)``: near convergence, at a low temperature, the difference
+        of two nearly equal logarithms would leave nothing but rounding of the loss and its gradient.
+        """
+        others = negatives.log_sum_exp()[:, :, None]
+        s = positives(own)
+        # The rest are the other samples and, of more than two views, the other positives.
+        rest = [
+            tf.concat([others, s[:, :, :u], s[:, :, u + 1 :]], axis=2) for u in range(s.shape[2])
+        ]
+        rest = [x[:, :, 0] if x.shape[2] == 1 else tf.reduce_logsumexp(x, axis=2) for x in rest]
+        return tf.math.softplus(tf.stack(rest, axis=2) - s)

@@ -1,5 +1,8 @@
 """Labels compared exactly: integers of any type, or strings, and never as floats."""
 
+from numbers import Integral
+
+import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import cross_replica
@@ -16,7 +19,7 @@ def check(name: str, labels, batch: "int | None" = None) -> tf.Tensor:
         raise ValueError(
             f"`{name}` must hold one integer or string a sample. Received: {name}=None"
         )
-    labels = tf.convert_to_tensor(labels)
+    labels = _tensor(name, labels)
     if labels.shape.rank == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape.rank is None:  # Of a dataset or function that does not say.
@@ -60,10 +63,32 @@ def ids(labels: tf.Tensor, *more: tf.Tensor, gather: bool = True) -> "list[tf.Te
     if labels.dtype == tf.string:
         numbers = _numbers_of_strings(labels, more, gather)
     else:
-        own = cross_replica.gather(labels) if gather else labels
-        numbers = tf.unique(tf.concat([own, *(tf.cast(x, own.dtype) for x in more)], 0))[1]
+        own, *others = (_as_int64(x) for x in (labels, *more))
+        own = cross_replica.gather(own) if gather else own
+        numbers = tf.unique(tf.concat([own, *others], 0))[1]
     sizes = [tf.shape(x)[0] for x in more]
     return tf.split(numbers, [tf.shape(numbers)[0] - sum(sizes), *sizes]) if more else [numbers]
+
+
+def _tensor(name, labels):
+    if isinstance(getattr(labels, "dtype", None), np.dtype) and labels.dtype == object:
+        values = np.asarray(labels)
+        if values.size and all(isinstance(x, Integral) for x in values.flat):  # A pandas column.
+            labels = np.asarray(values.tolist())
+    try:
+        return tf.convert_to_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must hold one integer or string a sample, all of one kind. "
+            f"Received: {name}={labels!r}"
+        ) from error
+
+
+def _as_int64(labels):
+    """Integers of any type in one that holds them and that collectives carry; uint64 by its bits."""
+    if labels.dtype == tf.uint64:
+        return tf.bitcast(labels, tf.int64)
+    return tf.cast(labels, tf.int64)
 
 
 def _numbers_of_strings(labels, more, gather):

@@ -20,6 +20,15 @@ def finite(x):
     return tf.where(tf.equal(x, minus_infinity(x)), tf.zeros_like(x), x)
 
 
+def log_sum_exp(matrix):
+    """Of each row, `(n,)`; `tf.reduce_logsumexp` has a NaN gradient for a row of −inf."""
+    largest = tf.stop_gradient(finite(tf.reduce_max(matrix, axis=1)))
+    total = tf.reduce_sum(tf.exp(matrix - largest[:, None]), axis=1)
+    has_keys = tf.not_equal(total, 0)
+    log = tf.math.log(tf.where(has_keys, total, tf.ones_like(total))) + largest
+    return tf.where(has_keys, log, minus_infinity(matrix))
+
+
 def loop(start, stop, body, state):
     """`state` after ``state = body(p, *state)`` for p from start to stop − 1."""
     if isinstance(start, int) and isinstance(stop, int):

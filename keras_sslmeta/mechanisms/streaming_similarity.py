@@ -86,7 +86,7 @@ def two_sided_log_sum_exp(
 
     def dense(rows, keys):
         matrix = dense_similarity(rows, keys, own_key)
-        return dense_terms(matrix), dense_terms(tf.transpose(matrix))
+        return row_blocks.log_sum_exp(matrix), row_blocks.log_sum_exp(tf.transpose(matrix))
 
     if _few(rows, keys):
         return dense(rows, keys)
@@ -163,7 +163,7 @@ def dense_log_sum_exp(
     selection: Selection | None = None,
 ) -> tf.Tensor:
     """The same by the whole matrix: what second derivatives go through, and tests compare with."""
-    return dense_terms(dense_similarity(rows, keys, own_key, group, selection))
+    return row_blocks.log_sum_exp(dense_similarity(rows, keys, own_key, group, selection))
 
 
 def dense_similarity(rows, keys=None, own_key=None, group=1, selection=None):
@@ -175,15 +175,6 @@ def dense_similarity(rows, keys=None, own_key=None, group=1, selection=None):
         is_own = tile_walks.same_group(own_key, tf.shape(rows)[0], tf.shape(keys)[0], group)
         similarity = tf.where(is_own, row_blocks.minus_infinity(rows), similarity)
     return similarity if selection is None else selection.apply_to_all(similarity)
-
-
-def dense_terms(similarity):
-    """Log-sum-exps of the rows; `tf.reduce_logsumexp` has a NaN gradient for a row without keys."""
-    largest = tf.stop_gradient(row_blocks.finite(tf.reduce_max(similarity, axis=1)))
-    total = tf.reduce_sum(tf.exp(similarity - largest[:, None]), axis=1)
-    has_keys = tf.not_equal(total, 0)
-    log = tf.math.log(tf.where(has_keys, total, tf.ones_like(total))) + largest
-    return tf.where(has_keys, log, row_blocks.minus_infinity(similarity))
 
 
 # ------------------------------------------------------------------ walks and their gradients

@@ -1,0 +1,40 @@
+"""What tests of losses share."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+@pytest.fixture
+def value_and_gradient():
+    """Of a loss in `y_pred`."""
+
+    def compute(loss, y_true, y_pred, **kwargs):
+        y_pred = tf.convert_to_tensor(y_pred)
+        with tf.GradientTape() as tape:
+            tape.watch(y_pred)
+            value = loss(y_true, y_pred, **kwargs)
+        return value, tape.gradient(value, y_pred)
+
+    return compute
+
+
+@pytest.fixture
+def check_gradient(value_and_gradient):
+    """The gradient of a float64 loss in `y_pred` against central differences, component by component."""
+
+    def check(loss, y_true, y_pred, step=1e-6, rtol=1e-5, atol=1e-7):
+        y_pred = np.asarray(y_pred, "float64")
+        _, got = value_and_gradient(loss, y_true, y_pred)
+        value = tf.function(lambda y_pred: loss(y_true, y_pred), autograph=False)
+        expected = np.zeros_like(y_pred)
+        for index in np.ndindex(y_pred.shape):
+            up, down = y_pred.copy(), y_pred.copy()
+            up[index] += step
+            down[index] -= step
+            expected[index] = (float(value(tf.constant(up))) - float(value(tf.constant(down)))) / (
+                2 * step
+            )
+        np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
+
+    return check
