@@ -9,6 +9,7 @@ from keras_sslmeta import (
     meta,
     negatives,
     ssl,
+    testing,
     visualization,
 )
 from keras_sslmeta.meta import MAML
@@ -28,5 +29,6 @@ __all__ = [
     "meta",
     "negatives",
     "ssl",
+    "testing",
     "visualization",
 ]

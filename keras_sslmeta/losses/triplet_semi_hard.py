@@ -23,7 +23,8 @@ class TripletSemiHard(TripletLoss):
     only, so its values are larger. FaceNet uses squared distances of normalised embeddings and a margin
     of 0.2: `TripletSemiHard(0.2, "squared-L2", normalize=True)`.
 
-    An anchor's positives are taken one at a time. The distances are never stored as a whole, unless `distance_metric` is a function.
+    An anchor's positives are taken one at a time, and the distances are never stored as a whole, unless
+    `distance_metric` is a function.
 
     Args:
         margin: a number from 0. Defaults to 1.0 (TensorFlow Addons).

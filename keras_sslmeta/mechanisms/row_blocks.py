@@ -125,14 +125,30 @@ class Blocks:
 
     def array(self, *shape, fill=0.0):
         """One accumulator a block, of `(size, *shape)`."""
-        filled = tf.fill([self.count, self.size, *shape], tf.cast(fill, self.matrix.dtype))
-        filled = tf.ensure_shape(filled, [None, None, *shape])
+        return self._filled([self.count, self.size, *shape], [None, None, *shape], fill)
+
+    def transposed_array(self):
+        """One accumulator a block, of `(dim, size)`."""
+        return self._filled([self.count, self.dim, self.size], [None, self.dim, None], 0.0)
+
+    def join_transposed(self, array):
+        """Array of `(dim, size)` blocks → `(rows, dim)`."""
+        blocks = tf.transpose(array.stack(), [0, 2, 1])
+        return tf.reshape(blocks, [self.count * self.size, self.dim])[: self.rows]
+
+    def _filled(self, shape, known, fill):
+        filled = tf.ensure_shape(tf.fill(shape, tf.cast(fill, self.matrix.dtype)), known)
         return new_array(self.matrix.dtype, self.count, filled.shape[1:]).unstack(filled)
 
-    def biased(self, shift, left):
-        """The blocks with two more columns: a product of a left and a right block is then
-        ``s_ij − shift``, and −inf in the padding, without another walk over the tile for either."""
+    def is_full(self):
+        """Whether there is no padding, as far as is known."""
+        padding = self.count * self.size - self.rows
+        return isinstance(padding, int) and not padding
+
+    def masked(self, left):
+        """The blocks with two more columns: a product of a left and a right block is then −inf in the
+        padding, without another walk over the tile for it."""
         ones = tf.ones([self.rows, 1], self.matrix.dtype)
-        bias = self.split(ones * (-shift if left else 0.0), fill=float("-inf"))
+        bias = self.split(tf.zeros_like(ones), fill=float("-inf"))
         ones = self.split(ones, fill=1.0)
         return tf.concat([self.plain, bias, ones] if left else [self.plain, ones, bias], axis=2)

@@ -111,7 +111,7 @@ def softplus_sum(
         return dense(rows, keys)[0]
     return _walked(
         lambda rows, keys: tile_walks.CrossWalk(rows, keys, own_key),
-        tile_terms.Softplus,
+        lambda walk: tile_terms.Softplus(),
         dense,
         (rows, keys),
     )[0]
@@ -138,7 +138,6 @@ def kth_largest(
         fill = tf.fill([tf.shape(rows)[0], k], row_blocks.minus_infinity(rows))
         return tf.math.top_k(tf.concat([fill, matrix], axis=1), k).values[:, -1]
     walk = tile_walks.CrossWalk(rows, keys, own_key, group, selection)
-    walk.set_shift(0.0)
 
     def body(p, i, j, largest):
         tile = walk.unselected(i, j)

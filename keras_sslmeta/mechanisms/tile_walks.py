@@ -25,6 +25,9 @@ class Walk(abc.ABC):
 
     def __init__(self, rows, keys, pairs):
         self.rows, self.keys, self.pairs = rows, keys, pairs
+        self.left, self.right = rows.plain, keys.plain
+        if not (rows.is_full() and keys.is_full()):
+            self.left, self.right = rows.masked(left=True), keys.masked(left=False)
         tile_bytes = rows.size * keys.size * rows.matrix.dtype.size
         if isinstance(pairs, int) and isinstance(tile_bytes, int):
             self.kept = min(pairs, KEPT_BYTES // tile_bytes)
@@ -62,11 +65,6 @@ class Walk(abc.ABC):
     @abc.abstractmethod
     def join_results(self, *results):
         """The gradients, of the inputs' shapes."""
-
-    def set_shift(self, shift):
-        """Takes `shift` off every similarity of the tiles that follow."""
-        self.left = self.rows.biased(shift, left=True)
-        self.right = self.keys.biased(0.0, left=False)
 
     def value(self, terms):
         """The values, and the kept tiles."""
@@ -137,21 +135,26 @@ class SelfWalk(Walk):
 
     def weigh(self, terms, values, upstreams):
         self.side = terms.side(self.rows, values[0], upstreams[0])
-        return (self.rows.array(self.rows.dim),)
+        return self.rows.array(self.rows.dim), self.rows.transposed_array()
 
     def add_products(self, terms, results, tile, i, j):
-        weights = terms.weights(tile, self.side, i, self.side, j)
-        result = row_blocks.add(results[0], i, tf.matmul(weights, self.rows.plain[j]))
+        left, right = self.rows.plain[i], self.rows.plain[j]
 
-        def transposed():
-            return row_blocks.add(
-                result, j, tf.matmul(weights, self.rows.plain[i], transpose_a=True)
+        def on_diagonal():
+            weights = terms.weights(tile, self.side, i, self.side, j)
+            return row_blocks.add(results[0], i, tf.matmul(weights, right)), results[1]
+
+        def above():
+            of_rows, of_columns = terms.products(tile, left, right, self.side, i, self.side, j)
+            return (
+                row_blocks.add(results[0], i, of_rows),
+                row_blocks.add(results[1], j, of_columns),
             )
 
-        return (row_blocks.cond(i, j, lambda: result, transposed),)
+        return row_blocks.cond(i, j, on_diagonal, above)
 
-    def join_results(self, result):
-        return self.rows.join(result)
+    def join_results(self, of_rows, of_columns):
+        return self.rows.join(of_rows) + self.rows.join_transposed(of_columns)
 
 
 class CrossWalk(Walk):
@@ -211,20 +214,17 @@ class CrossWalk(Walk):
 
     def weigh(self, terms, values, upstreams):
         self.side = terms.side(self.rows, values[0], upstreams[0])
-        return self.rows.array(self.rows.dim), self.keys.array(self.keys.dim)
+        return self.rows.array(self.rows.dim), self.keys.transposed_array()
 
-    def weights(self, terms, tile, i, j):
-        return terms.weights(tile, self.side, i)
+    def products(self, terms, tile, i, j):
+        return terms.products(tile, self.rows.plain[i], self.keys.plain[j], self.side, i)
 
     def add_products(self, terms, results, tile, i, j):
-        for_rows, for_keys = results
-        weights = self.weights(terms, tile, i, j)
-        for_rows = row_blocks.add(for_rows, i, tf.matmul(weights, self.keys.plain[j]))
-        products = tf.matmul(weights, self.rows.plain[i], transpose_a=True)
-        return for_rows, row_blocks.add(for_keys, j, products)
+        of_rows, of_keys = self.products(terms, tile, i, j)
+        return row_blocks.add(results[0], i, of_rows), row_blocks.add(results[1], j, of_keys)
 
-    def join_results(self, for_rows, for_keys):
-        return self.rows.join(for_rows), self.keys.join(for_keys)
+    def join_results(self, of_rows, of_keys):
+        return self.rows.join(of_rows), self.keys.join_transposed(of_keys)
 
 
 class TwoSidedWalk(CrossWalk):
@@ -247,5 +247,6 @@ class TwoSidedWalk(CrossWalk):
         self.key_side = terms.side(self.keys, values[1], upstreams[1])
         return super().weigh(terms, values, upstreams)
 
-    def weights(self, terms, tile, i, j):
-        return terms.weights(tile, self.side, i, self.key_side, j)
+    def products(self, terms, tile, i, j):
+        left, right = self.rows.plain[i], self.keys.plain[j]
+        return terms.products(tile, left, right, self.side, i, self.key_side, j)

@@ -128,43 +128,6 @@ def test_equals_the_definition_sum_by_sum(make, metric, margin, normalize):
         np.testing.assert_allclose(loss(LABELS, z), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_defaults_are_those_of_tensorflow_addons():
-    for loss in (TripletSemiHard(), TripletHard(), TripletAll()):
-        assert (loss.margin, loss.distance_metric, loss.normalize) == (1.0, "L2", False)
-    assert not TripletHard().soft
-
-
-def test_examples_of_tensorflow_addons():
-    """From the docstrings of its functions: two samples of one label, no negatives."""
-    labels, z = np.array([0, 0]), np.array([[0.0, 1.0], [1.0, 0.0]], "float32")
-    np.testing.assert_allclose(TripletSemiHard()(labels, z), 2.4142137, rtol=1e-6)
-    np.testing.assert_allclose(TripletHard()(labels, z), 1.0, rtol=1e-6)
-
-    def products(z):
-        return tf.linalg.matmul(z, z, transpose_b=True)
-
-    assert TripletSemiHard(distance_metric=products)(labels, z) == 1.0
-    assert TripletHard(distance_metric=products)(labels, z) == 0.0
-
-
-def test_semi_hard_takes_the_next_negative_and_else_the_farthest():
-    z = np.array([[0.0], [1.0], [1.5], [9.0]], "float32")
-    labels = np.array([0, 0, 1, 1])
-    got = TripletSemiHard(reduction=None)(labels, z)
-    # Pairs (0, 1): 1.5; (1, 0): of 0.5 and 8 the latter; (2, 3): neither of 1.5 and 0.5; (3, 2): 8.
-    np.testing.assert_allclose(got, [0.5, 0.0, 7.0, 0.5], rtol=1e-6)
-
-
-def test_a_negative_as_far_as_the_positive_is_not_farther():
-    z = np.array([[0.0], [2.0], [-2.0], [3.0]], "float32")
-    labels = np.array([0, 0, 1, 2])
-    got = TripletSemiHard(margin=0.5, reduction=None)(labels, z)
-    # Anchor 0: of 2 and 3 the latter; anchor 1: of 4 and 1 the former. Two pairs, four samples.
-    np.testing.assert_allclose(got, [0, 0, 0, 0], atol=1e-6)
-    got = TripletSemiHard(margin=1.5, reduction=None)(labels, z)
-    np.testing.assert_allclose(got, [0.5 * 2, 0, 0, 0], rtol=1e-6)
-
-
 @each_loss
 @pytest.mark.parametrize("metric", METRICS)
 def test_gradient_by_finite_differences(make, metric):
@@ -389,33 +352,6 @@ def test_a_function_as_distance(kind):
     np.testing.assert_allclose(got[2, 1], wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_a_function_that_gives_no_distances_is_refused():
-    with pytest.raises(ValueError, match=r"`distance_metric` must map.*\(8,\) for.*\(8, 5\)"):
-        TripletHard(distance_metric=lambda z: tf.norm(z, axis=1))(LABELS, embeddings())
-
-
-def test_sums_of_many_triplets_stay_exact():
-    """Near convergence small hinges stand against sums of many large distances."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 200)
-    z = 100.0 * labels[:, None] + rng.normal(size=(400, 1)) * 0.5
-    z = z.astype("float32")
-    d = np.abs(z.astype("float64") - z[:, 0].astype("float64"))
-    margin = 98.0
-    got = TripletAll(margin=margin)(labels, z)
-    same = labels[:, None] == labels
-    total = above = 0.0
-    for a in range(400):
-        others = same[a].copy()
-        others[a] = False
-        terms = np.maximum(d[a][others][:, None] - d[a][~same[a]] + margin, 0)
-        total, above = total + terms.sum(), above + (terms > 0).sum()
-    assert above > 1000
-    np.testing.assert_allclose(got, total / (400 * 199 * 200), rtol=1e-3)
-    got = TripletAll(margin=margin, nonzero_only=True)(labels, z)
-    np.testing.assert_allclose(got, total / above, rtol=1e-3)
-
-
 @pytest.mark.parametrize("settings", [{}, {"run_eagerly": True}, {"jit_compile": True}])
 @pytest.mark.parametrize("cls", [TripletSemiHard, TripletHard, TripletAll])
 def test_fits(cls, settings):
@@ -427,59 +363,3 @@ def test_fits(cls, settings):
     losses = model.fit(x, labels, batch_size=16, epochs=5, shuffle=False, verbose=0).history["loss"]
     np.testing.assert_allclose(losses[0], first, rtol=1e-3)
     assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize("cls", [TripletSemiHard, TripletHard, TripletAll])
-@pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf, "1", None, True])
-def test_refuses_margins(cls, margin):
-    with pytest.raises(ValueError, match=r"`margin` must be a number from 0\. Received") as error:
-        cls(margin=margin)
-    assert repr(margin) in str(error.value)
-
-
-@pytest.mark.parametrize("cls", [TripletSemiHard, TripletHard, TripletAll])
-@pytest.mark.parametrize("metric", ["cosine", "l2", None, 2])
-def test_refuses_metrics(cls, metric):
-    with pytest.raises(ValueError, match=r"`distance_metric` must be one of 'L2'") as error:
-        cls(distance_metric=metric)
-    assert repr(metric) in str(error.value)
-
-
-@each_loss
-@pytest.mark.parametrize(
-    ("labels", "z", "message"),
-    [
-        (None, np.ones((4, 5)), "y_true=None"),
-        (np.zeros(4), np.ones((4, 5)), "dtype=float64"),
-        (np.zeros((4, 3), int), np.ones((4, 5)), r"shape=\(4, 3\)"),
-        (np.zeros(3, int), np.ones((4, 5)), r"each of the 4 samples.*shape=\(3,\)"),
-        (np.zeros(4, int), np.ones(4), r"\(batch, dim\).*shape=\(4,\)"),
-        (np.zeros(4, int), np.ones((4, 5), int), "dtype=int64"),
-    ],
-)
-def test_refuses_inputs(make, labels, z, message):
-    with pytest.raises(ValueError, match=message):
-        make()(labels, z)
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        TripletSemiHard(0.3, "angular", True, False, "sum", "mine", "float64"),
-        TripletHard(0.3, True, "angular", True, False, "sum", "mine", "float64"),
-        TripletAll(0.3, True, True, "squared-L2", True, False, "sum", "mine", "float64"),
-    ],
-)
-def test_config_is_complete(loss):
-    again = type(loss).from_config(loss.get_config())
-    assert again.get_config() == loss.get_config()
-    for name in ("margin", "distance_metric", "normalize", "gather", "reduction", "name", "dtype"):
-        assert getattr(again, name) == getattr(loss, name)
-    assert getattr(again, "soft", True) and getattr(again, "nonzero_only", True)
-
-
-def test_config_holds_registered_functions():
-    registered = keras.saving.register_keras_serializable(package="tests", name="taxicab")(taxicab)
-    loss = TripletHard(distance_metric=registered)
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
-    assert again.distance_metric is registered
