@@ -109,15 +109,9 @@ class PairedLoss(SimilarityLoss):
 
 def _keys(y_true, y_pred):
     """Keys `(batch, 1 + h, dim)` that came as targets."""
-    keys = y_true.get("keys") if isinstance(y_true, dict) else y_true
-    keys = None if keys is None else tf.convert_to_tensor(keys)
-    wanted = [
-        y_pred.shape[0],
-        *([] if keys is None or keys.shape.rank == 2 else [None]),
-        y_pred.shape[1],
-    ]
-    is_right = keys is not None and keys.dtype.is_floating and keys.shape.is_compatible_with(wanted)
-    if not is_right or None in keys.shape[1:] or keys.shape[1] == 0:
+    given = y_true.get("keys") if isinstance(y_true, dict) else y_true
+    keys = None if given is None else tf.convert_to_tensor(given)
+    if keys is None or not _is_of(keys, y_pred):
         raise ValueError(
             "`y_true` must hold the keys of the anchors in `y_pred`, floating-point (batch, dim), or "
             '(batch, 1 + h, dim) with hard negatives, or a dict with these as "keys"; or stack anchors '
@@ -126,6 +120,14 @@ def _keys(y_true, y_pred):
         )
     keys = tf.cast(keys, y_pred.dtype)
     return keys[:, None] if keys.shape.rank == 2 else keys
+
+
+def _is_of(keys, y_pred):
+    """Whether they are keys of these anchors."""
+    batch, dim = y_pred.shape
+    shapes = [batch, dim], [batch, None, dim]
+    is_known = None not in keys.shape[1:] and 0 not in keys.shape[1:]
+    return keys.dtype.is_floating and is_known and any(map(keys.shape.is_compatible_with, shapes))
 
 
 def described(y_true):

@@ -62,7 +62,9 @@ class NegativeKeys:
             own = self.rows if keys is None else keys
             self.keys = self._all_keys(own)
         given = [] if in_batch or hard is None else [self._own_hard_ones()]
-        self.selection = self._selection(given, rules, unit) if given or rules else None
+        self.selection: Selection | None = None
+        if given or rules:
+            self.selection = self._selection(given, rules, unit)
 
     def _all_keys(self, own):
         blocks = []
@@ -129,10 +131,11 @@ class NegativeKeys:
 
     def kth_largest(self, k: int) -> tf.Tensor:
         """The k-th largest similarity among the negatives that rules so far leave, a row each."""
+        selection = self.selection or Selection([])
         value = streaming_similarity.kth_largest(
-            self.rows, self.keys, self.own_key, self.group, self.selection, k
+            self.rows, self.keys, self.own_key, self.group, selection, k
         )
-        return value * self.selection.unit
+        return value * selection.unit
 
     # ------------------------------------------------------------------ what rules ask
 
