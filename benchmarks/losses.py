@@ -129,6 +129,8 @@ def prepare_tensorflow(contestant):
     import numpy as np
     import tensorflow as tf
 
+    import keras_sslmeta  # noqa: F401  (before the worker forks)
+
     make = {"ours": of_ours, "dense": of_dense, "published": of_published}[contestant]
 
     def prepare(name, batch):
@@ -206,23 +208,23 @@ def fits(contestant, name, batch, limit):
 
 def measure(workers, name, batch, arguments):
     """Contestant → value, seconds and bytes, of those that take part."""
-    racing = {
+    asked = {
         c: w for c, w in workers.items() if fits(c, name, batch, arguments.memory_limit * 2**30)
     }
     results = {}
-    for contestant, worker in racing.items():
+    for contestant, worker in asked.items():
         answer = worker.ask({"name": name, "batch": batch})
         if answer:
             results[contestant] = {**answer, "times": []}
-    racing = {contestant: racing[contestant] for contestant in results}
+    racing = {contestant: asked[contestant] for contestant in results}
     slowest = max(result["first"] for result in results.values())
     for _ in range(
         arguments.rounds if slowest < 3 else min(arguments.rounds, 3 if slowest < 20 else 1)
     ):
         for contestant, worker in racing.items():
             results[contestant]["times"].append(worker.ask({})["seconds"])
-    for worker in racing.values():
-        worker.ask({"name": None})  # Lets go of its memory.
+    for worker in asked.values():
+        worker.ask({"name": None})
     values = [result["value"] for result in results.values()]
     assert max(values) - min(values) < 1e-3 * max(1, abs(values[0])), (name, batch, results)
     return {

@@ -1,7 +1,7 @@
 """A process that prepares, runs and measures when it is told to, so that contestants can take turns."""
 
-import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
@@ -34,22 +34,35 @@ def serve(prepare):
 
     `{"name", "batch"}` prepares ``run = prepare(name, batch)`` and answers its value, the seconds of its
     first call and the peak of memory in it, above what was there before, or nothing where `prepare` gives
-    None; `{}` times one more call.
+    None; `{}` times one more call; `{"name": None}` lets go. Each name is served by a child of its own, so
+    that no memory is there from the one before, for this one to use uncounted.
     """
-    run = None
     for line in sys.stdin:
-        question = json.loads(line)
-        if "name" in question:
-            run, answer = None, {}
-            if question["name"] is not None:
-                run = prepare(question["name"], question["batch"])
-            if run is not None:
-                before = fresh_peak()
-                seconds, value = timed(run)
-                answer = {"value": value, "first": seconds, "bytes": peak() - before}
-        else:
-            answer = {"seconds": timed(run)[0]}
-        print(json.dumps(answer), flush=True)
+        child = os.fork()
+        if not child:
+            _serve_one(prepare, json.loads(line))
+            sys.stdout.flush()
+            os._exit(0)  # What was imported before the fork must not clean up twice.
+        os.waitpid(child, 0)
+
+
+def _serve_one(prepare, question):
+    run = prepare(question["name"], question["batch"])
+    if run is None:
+        _answer({})
+    else:
+        before = peak()
+        seconds, value = timed(run)
+        _answer({"value": value, "first": seconds, "bytes": peak() - before})
+    for line in sys.stdin:
+        if json.loads(line):
+            _answer({})
+            return
+        _answer({"seconds": timed(run)[0]})
+
+
+def _answer(answer):
+    print(json.dumps(answer), flush=True)
 
 
 def timed(run):
@@ -58,14 +71,7 @@ def timed(run):
     return time.perf_counter() - start, value
 
 
-def fresh_peak():
-    """Makes the peak of resident memory what it is now, in bytes (Linux)."""
-    # What was freed before would otherwise be there for this run to use, uncounted.
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak()
-
-
 def peak():
+    """Of this process's resident memory since it began, in bytes (Linux)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])

@@ -12,10 +12,9 @@ from keras_sslmeta.mechanisms.negative_keys import NegativeKeys
 class ContrastiveLoss(SimilarityLoss):
     """Parent of losses that set a sample's views against those of other samples.
 
-    A subclass writes `pair_losses(own, negatives)`, where `own` holds the similarities between the views
-    of each sample, `(batch, views, views)`, and `negatives.log_sum_exp()` those to all other samples,
-    summed up, `(batch, views)`, both over the temperature. It returns `(batch, views, …)`, of which the
-    value of a sample is the mean.
+    A subclass writes `pair_losses(z, negatives)`, where products of `z`, `(batch, views, dim)`, are
+    similarities over the temperature, and `negatives.log_sum_exp()`, `(batch, views)`, sums up those to
+    all other samples. It returns `(batch, views, …)`, of which the value of a sample is the mean.
 
     The similarity matrix is never stored: memory grows with the batch and not with its square.
 
@@ -40,7 +39,7 @@ class ContrastiveLoss(SimilarityLoss):
 
     least_views = 2
 
-    def pair_losses(self, own: tf.Tensor, negatives: Any) -> tf.Tensor:
+    def pair_losses(self, z: tf.Tensor, negatives: Any) -> tf.Tensor:
         """Losses `(batch, views, …)`."""
         raise NotImplementedError(f"{type(self).__name__} must define `pair_losses`.")
 
@@ -57,7 +56,6 @@ class ContrastiveLoss(SimilarityLoss):
         self._check_views(y_pred, memory)
         z = self.scaled(y_pred)
         z = z[:, None] if len(z.shape) == 2 else z
-        own = tf.matmul(z, z, transpose_b=True)  # s_vu of one sample
 
         def keys_of(rules):
             return NegativeKeys(
@@ -70,7 +68,7 @@ class ContrastiveLoss(SimilarityLoss):
                 information=y_true,
             )
 
-        losses = self.pair_losses(own, self.sets_of_keys(keys_of))
+        losses = self.pair_losses(z, self.sets_of_keys(keys_of))
         return tf.cast(tf.reduce_mean(losses, axis=list(range(1, len(losses.shape)))), y_pred.dtype)
 
     def _check_views(self, y_pred, memory):
@@ -96,10 +94,13 @@ class ContrastiveLoss(SimilarityLoss):
             self.refuse_single_sample(y_pred)
 
 
-def positives(own: tf.Tensor) -> tf.Tensor:
+def positives(z: tf.Tensor) -> tf.Tensor:
     """Similarities to the other views of the same sample, `(batch, views, views − 1)`."""
-    views = own.shape[-1]
-    if views == 1:
-        return own[:, :, :0]
-    pairs = [own[:, v, u] for v in range(views) for u in range(views) if u != v]
-    return tf.reshape(tf.stack(pairs, axis=1), [-1, views, views - 1])
+    views = range(z.shape[1])
+    if len(views) == 1:
+        return z[:, :, :0]
+    pairs = {
+        (v, u): tf.reduce_sum(z[:, v] * z[:, u], axis=-1) for u in views for v in views if v < u
+    }
+    rows = [[pairs[min(v, u), max(v, u)] for u in views if u != v] for v in views]
+    return tf.stack([tf.stack(row, axis=-1) for row in rows], axis=1)

@@ -83,8 +83,8 @@ class DebiasedContrastive(ContrastiveLoss):
             )
         self.tau_plus = float(tau_plus)
 
-    def pair_losses(self, own, negatives):
-        s = positives(own)
+    def pair_losses(self, z, negatives):
+        s = positives(z)
         count = negatives.log_count()
         if len(count.shape):
             count = count[:, :, None]
@@ -104,7 +104,9 @@ class DebiasedContrastive(ContrastiveLoss):
         false = math.log(self.tau_plus) + count + s
         none_left = tf.stop_gradient(false >= others)
         # Twice: the gradient of the branch not taken would be NaN.
-        part = tf.where(none_left, -tf.ones_like(s), false - tf.where(none_left, tf.zeros_like(s), others))
+        part = tf.where(
+            none_left, -tf.ones_like(s), false - tf.where(none_left, tf.zeros_like(s), others)
+        )
         log = others + tf.math.log(-tf.math.expm1(part)) - math.log1p(-self.tau_plus)
         at_floor = none_left | (log <= floor)
         return tf.where(at_floor, tf.stop_gradient(floor), log)

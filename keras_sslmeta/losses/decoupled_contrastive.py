@@ -84,8 +84,8 @@ class DecoupledContrastive(ContrastiveLoss):
         self.weighted = bool(weighted)
         self.sigma = arguments.positive_number("sigma", sigma)
 
-    def pair_losses(self, own, negatives):
-        s = positives(own)
+    def pair_losses(self, z, negatives):
+        s = positives(z)
         others = row_blocks.finite(negatives.log_sum_exp())[:, :, None]
         return others - s * self._weights(s) if self.weighted else others - s
 

@@ -33,9 +33,7 @@ class LabelledPairsLoss(BatchLoss):
             value of a sample is the mean over its views.
     """
 
-    def __init__(
-        self, normalize: bool, gather: bool, reduction: str | None, name: str, dtype=None
-    ):
+    def __init__(self, normalize: bool, gather: bool, reduction: str | None, name: str, dtype=None):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.normalize = bool(normalize)
         self.gather = bool(gather)

@@ -84,14 +84,14 @@ class NTXent(ContrastiveLoss):
     ):
         super().__init__(temperature, normalize, gather, negatives, reduction, name, dtype)
 
-    def pair_losses(self, own, negatives):
+    def pair_losses(self, z, negatives):
         """``−s_vu + log(e^{s_vu} + rest)`` for each view v and positive u, `(batch, views, views − 1)`.
 
         Written as ``softplus(log rest − s_vu)``: near convergence, at a low temperature, the difference
         of two nearly equal logarithms would leave nothing but rounding of the loss and its gradient.
         """
         others = negatives.log_sum_exp()[:, :, None]
-        s = positives(own)
+        s = positives(z)
         # The rest are the other samples and, of more than two views, the other positives.
         rest = [
             tf.concat([others, s[:, :, :u], s[:, :, u + 1 :]], axis=2) for u in range(s.shape[2])

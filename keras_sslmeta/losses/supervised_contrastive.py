@@ -90,8 +90,8 @@ class SupervisedContrastive(ContrastiveLoss):
     def targets(self, y_true, y_pred):
         return labelled_softmax.checked(y_true, y_pred.shape[0])
 
-    def pair_losses(self, own, negatives):
-        return labelled_softmax.losses(negatives, positives(own), tf.linalg.diag_part(own))
+    def pair_losses(self, z, negatives):
+        return labelled_softmax.losses(negatives, positives(z), tf.reduce_sum(z * z, axis=-1))
 
     def sets_of_keys(self, keys_of):
         return labelled_softmax.sets_of_keys(keys_of, self.negatives)

@@ -20,13 +20,32 @@ def finite(x):
     return tf.where(tf.equal(x, minus_infinity(x)), tf.zeros_like(x), x)
 
 
-def log_sum_exp(matrix):
-    """Of each row, `(n,)`; `tf.reduce_logsumexp` has a NaN gradient for a row of −inf."""
-    largest = tf.stop_gradient(finite(tf.reduce_max(matrix, axis=1)))
-    total = tf.reduce_sum(tf.exp(matrix - largest[:, None]), axis=1)
+def log_sum_exp(matrix, axis=1):
+    """Of each row `(n,)`, or of each column; `tf.reduce_logsumexp` has a NaN gradient for one of −inf."""
+    largest = tf.stop_gradient(finite(tf.reduce_max(matrix, axis=axis)))
+    total = tf.reduce_sum(tf.exp(matrix - tf.expand_dims(largest, axis)), axis=axis)
     has_keys = tf.not_equal(total, 0)
     log = tf.math.log(tf.where(has_keys, total, tf.ones_like(total))) + largest
     return tf.where(has_keys, log, minus_infinity(matrix))
+
+
+def leave_out_own(tile, own, group):
+    """The tile, −inf where a key belongs to the row's group; the first row's own one begins at key `own`."""
+    rows, keys = tile.shape
+    if group == 1 and all(isinstance(x, int) for x in (rows, keys, own)):
+        # A diagonal, which a mask of the tile's size would take twice as long for.
+        length = min(rows + min(own, 0), keys - max(own, 0))
+        if length <= 0:
+            return tile
+        return tf.linalg.set_diag(tile, tf.fill([length], minus_infinity(tile)), k=own)
+    rows, keys = tf.shape(tile)[0], tf.shape(tile)[1]
+    return tf.where(same_group(own, rows, keys, group), minus_infinity(tile), tile)
+
+
+def same_group(own, rows, keys, group):
+    """Which keys belong to which rows' groups, the first row's own beginning at key `own`."""
+    of_rows = (own + tf.range(rows)[:, None]) // group
+    return of_rows == tf.range(keys) // group
 
 
 def loop(start, stop, body, state):

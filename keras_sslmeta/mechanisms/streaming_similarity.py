@@ -86,7 +86,7 @@ def two_sided_log_sum_exp(
 
     def dense(rows, keys):
         matrix = dense_similarity(rows, keys, own_key)
-        return row_blocks.log_sum_exp(matrix), row_blocks.log_sum_exp(tf.transpose(matrix))
+        return tuple(row_blocks.log_sum_exp(matrix, axis) for axis in (1, 0))
 
     if _few(rows, keys):
         return dense(rows, keys)
@@ -171,8 +171,7 @@ def dense_similarity(rows, keys=None, own_key=None, group=1, selection=None):
         keys, own_key = rows, 0
     similarity = tf.matmul(rows, keys, transpose_b=True)
     if own_key is not None:
-        is_own = tile_walks.same_group(own_key, tf.shape(rows)[0], tf.shape(keys)[0], group)
-        similarity = tf.where(is_own, row_blocks.minus_infinity(rows), similarity)
+        similarity = row_blocks.leave_out_own(similarity, own_key, group)
     return similarity if selection is None else selection.apply_to_all(similarity)
 
 

@@ -14,12 +14,6 @@ from keras_sslmeta.mechanisms import row_blocks
 KEPT_BYTES = 144 * 2**20
 
 
-def same_group(own, rows, keys, group):
-    """Which keys belong to which rows' groups, the first row's own beginning at key `own`."""
-    of_rows = (own + tf.range(rows)[:, None]) // group
-    return of_rows == tf.range(keys) // group
-
-
 class Walk(abc.ABC):
     """The tiles of a similarity matrix in their order; subclasses say which, and what each serves."""
 
@@ -111,7 +105,7 @@ class SelfWalk(Walk):
     def __init__(self, rows, group):
         blocks = row_blocks.Blocks(rows, multiple=group)
         # Every tile on the diagonal leaves out the same pairs.
-        is_own = same_group(0, blocks.size, blocks.size, group)
+        is_own = row_blocks.same_group(0, blocks.size, blocks.size, group)
         self.less_own = tf.where(is_own, row_blocks.minus_infinity(rows), tf.zeros([], rows.dtype))
         super().__init__(blocks, blocks, blocks.count * (blocks.count + 1) // 2)
 
@@ -196,8 +190,7 @@ class CrossWalk(Walk):
         own = self.own_key + i * self.rows.size - j * self.keys.size
 
         def masked():
-            is_own = same_group(own, self.rows.size, self.keys.size, self.group)
-            return tf.where(is_own, row_blocks.minus_infinity(tile), tile)
+            return row_blocks.leave_out_own(tile, own, self.group)
 
         if isinstance(own, int):
             return masked() if -self.rows.size < own < self.keys.size else tile

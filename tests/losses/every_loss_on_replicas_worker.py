@@ -7,7 +7,9 @@ import os
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras
 import numpy as np
+import pytest
 
 import keras_sslmeta as ksm
 
@@ -27,6 +29,7 @@ BY_LABEL = (
 )
 
 
+@keras.saving.register_keras_serializable(package="tests")
 def later(a, b):
     return 1 / (1 + (a - b) ** 2)
 
@@ -70,14 +73,17 @@ def main(part=""):
             check(loss, replicas=2, sample_weight=weights, **settings)
         # Gradients in half precision are rounded to eleven bits, and so are sums of theirs.
         check(loss, replicas=2, dtype="float16", rtol=2e-2, **settings)
-        print("same:", name, flush=True)
+        report(f"same: {name}")
         if getattr(loss, "gather", False):
             config = {**loss.get_config(), "gather": False}
-            try:
+            with pytest.raises(AssertionError, match="local"):
                 check(type(loss).from_config(config), replicas=2, uneven=False, **settings)
-            except AssertionError as error:
-                assert "local" in str(error), error
-                print("local by choice:", name, flush=True)
+            report(f"local by choice: {name}")
+
+
+def report(line):
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

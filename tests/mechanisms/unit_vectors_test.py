@@ -36,3 +36,28 @@ def test_zero_stays_zero_with_zero_gradient():
 
 def test_nan_stays_nan():
     assert np.isnan(unit_vectors.normalize(tf.constant([[np.nan, 1.0]]))).all()
+
+
+@pytest.mark.parametrize("tape_outside", [False, True])
+def test_second_derivative(tape_outside):
+    x = tf.constant(np.random.default_rng(0).normal(size=(3, 4)))
+    direction = tf.constant(np.random.default_rng(1).normal(size=(3, 4)))
+
+    def first(normalize, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.reduce_sum(tf.sin(normalize(x)) * direction)
+        return tape.gradient(value, x)
+
+    def plain(x):
+        return x / tf.sqrt(tf.reduce_sum(x * x, axis=-1, keepdims=True))
+
+    results = []
+    for normalize in (unit_vectors.normalize, plain):
+        function = tf.function(lambda x, normalize=normalize: first(normalize, x))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            slope = function(x) if tape_outside else first(normalize, x)
+            total = tf.reduce_sum(tf.cos(slope))
+        results.append(tape.gradient(total, x))
+    np.testing.assert_allclose(*results, rtol=1e-10)
