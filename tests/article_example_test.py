@@ -1,9 +1,7 @@
-"""The article's listings run at a tiny size, and the page about its formulas says what is so."""
+"""The article's listings run at a tiny size."""
 
-import doctest
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
-PAGE = ROOT / "docs" / "from_the_article.md"
 
 
 def run(folder, *arguments):
@@ -25,24 +22,6 @@ def run(folder, *arguments):
         text=True,
         check=False,
     )
-
-
-def test_the_page_says_what_is_so():
-    """All blocks of the page, as one session; its claims are the expected outputs."""
-    blocks = re.findall(r"^```pycon\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    session = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, PAGE.name, str(PAGE), 0)
-    report = []
-    result = doctest.DocTestRunner().run(session, out=report.append)
-    assert result.failed == 0, "".join(report)
-    assert result.attempted > 50
-
-
-def test_every_anchor_of_the_page_has_its_heading():
-    text = PAGE.read_text()
-    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    slugs = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
-    anchors = re.findall(r"\]\(#([^)]+)\)", text)
-    assert len(anchors) == 8 and set(anchors) <= slugs
 
 
 @pytest.mark.slow
