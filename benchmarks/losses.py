@@ -4,15 +4,16 @@
                                 [--torch-python PATH] [--out DIRECTORY]
 
 Loss and gradient in the embeddings, dimension 128, two views or modalities a sample. For each loss and batch
-the contestants take turns, each in a process of its own, and medians are compared: `keras_sslmeta`; the
-leanest dense TensorFlow formula we know (one product, log-sum-exps of its rows), for NT-Xent also the one
-that SimCLR's authors published; and PyTorch, if the interpreter has it: lightly's class for NTXent and
-DecoupledContrastive, pytorch-metric-learning's for SupervisedContrastive, the dense formula for the others.
+the contestants take turns, and medians are compared: `keras_sslmeta`; the leanest dense TensorFlow formula we
+know (one product, log-sum-exps of its rows), for NT-Xent also the one that SimCLR's authors published; and
+PyTorch, if the interpreter has it: lightly's class for NTXent and DecoupledContrastive,
+pytorch-metric-learning's for SupervisedContrastive, the dense formula for the others.
 `--torch-python` names an interpreter with PyTorch and these where they are not in this one.
 
-Memory is the peak of resident memory in one call, above inputs and traced graph (Linux). A dense contestant
-whose matrices would not fit into `--memory-limit` is left out. The multiply rate is that of large square
-float32 matrices on the same machine; NT-Xent is counted as 4·N²·D floating-point operations, N = 2·batch.
+Memory is the peak of resident memory in the first call of a fresh process, above inputs and traced graph
+(Linux; about 20 MB of it are TensorFlow's own). A dense contestant whose matrices would not fit into
+`--memory-limit` is left out. The multiply rate is that of large square float32 matrices on the same machine;
+NT-Xent is counted as 4·N²·D floating-point operations, N = 2·batch.
 
 Prints a table, and writes it to losses.md and the curves to losses.png.
 """
@@ -22,6 +23,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
+import contextlib
 import json
 import platform
 import statistics
@@ -124,18 +126,18 @@ def of_published(name):
     return nt_xent
 
 
-def prepare_tensorflow(contestant):
-    """What a worker does when it is told a loss and a batch: a function to time, that gives the value."""
+def prepare_tensorflow():
+    """What a worker makes of a contestant, a loss and a batch: a function to time, that gives the value."""
     import numpy as np
     import tensorflow as tf
 
     import keras_sslmeta  # noqa: F401  (before the worker forks)
 
-    make = {"ours": of_ours, "dense": of_dense, "published": of_published}[contestant]
+    makers = {"ours": of_ours, "dense": of_dense, "published": of_published}
 
-    def prepare(name, batch):
+    def prepare(contestant, name, batch):
         z, labels = (tf.constant(x) for x in inputs(np, batch))
-        loss = make(name)
+        loss = makers[contestant](name)
 
         @tf.function(autograph=False)
         def step(z):
@@ -181,18 +183,15 @@ def multiply_rate():
 # ------------------------------------------------------------------ the run
 
 
-def contestants_of(arguments):
-    """Contestant → worker, all alive, each waiting for its turn."""
-    workers = {
-        name: Worker([sys.executable, __file__, "--worker", name])
-        for name in ("ours", "dense", "published")
-    }
+def workers_of(arguments):
+    """Workers, all alive, each waiting for its turn, by contestant. Those of TensorFlow share one, since
+    small calls of a process that has been idle are slower."""
+    ours = Worker([sys.executable, __file__, "--worker"])
+    workers = dict.fromkeys(("ours", "dense", "published"), ours)
     python = arguments.torch_python or sys.executable
     reference = str(Path(__file__).with_name("losses_torch.py"))
-    if (
-        subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode
-        == 0
-    ):
+    found = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    if found.returncode == 0:
         workers["torch"] = Worker([python, reference])
     else:
         print("PyTorch is not installed here: its column is left out (see --torch-python).")
@@ -207,33 +206,43 @@ def fits(contestant, name, batch, limit):
 
 
 def measure(workers, name, batch, arguments):
-    """Contestant → value, seconds and bytes, of those that take part."""
-    asked = {
-        c: w for c, w in workers.items() if fits(c, name, batch, arguments.memory_limit * 2**30)
-    }
-    results = {}
-    for contestant, worker in asked.items():
-        answer = worker.ask({"name": name, "batch": batch})
-        if answer:
-            results[contestant] = {**answer, "times": []}
-    racing = {contestant: asked[contestant] for contestant in results}
-    slowest = max(result["first"] for result in results.values())
-    for _ in range(
-        arguments.rounds if slowest < 3 else min(arguments.rounds, 3 if slowest < 20 else 1)
-    ):
-        for contestant, worker in racing.items():
-            results[contestant]["times"].append(worker.ask({})["seconds"])
-    for worker in asked.values():
-        worker.ask({"name": None})
-    values = [result["value"] for result in results.values()]
-    assert max(values) - min(values) < 1e-3 * max(1, abs(values[0])), (name, batch, results)
+    """Contestant → seconds and megabytes, of those that take part."""
+    limit = arguments.memory_limit * 2**30
+    first = {}
+    for contestant, worker in workers.items():
+        if fits(contestant, name, batch, limit):
+            with worker.fresh() as ask:
+                first[contestant] = ask({"prepare": [contestant, name, batch]})
+    first = {contestant: answer for contestant, answer in first.items() if answer}
+    values = [answer["value"] for answer in first.values()]
+    assert max(values) - min(values) < 1e-3 * max(1, abs(values[0])), (name, batch, first)
+    slowest = max(answer["first"] for answer in first.values())
+    # A call of many seconds is not repeated: warming up does not show in it.
+    rounds = 0 if slowest > 15 else min(arguments.rounds, 3) if slowest > 2 else arguments.rounds
+    times = race(workers, list(first), name, batch, rounds)
     return {
         contestant: {
-            "seconds": statistics.median(result["times"]),
-            "megabytes": result["bytes"] / 2**20,
+            "seconds": statistics.median(times[contestant] or [answer["first"]]),
+            "megabytes": answer["bytes"] / 2**20,
         }
-        for contestant, result in results.items()
+        for contestant, answer in first.items()
     }
+
+
+def race(workers, contestants, name, batch, rounds):
+    """Contestant → seconds of each round."""
+    times = {contestant: [] for contestant in contestants}
+    if not rounds:
+        return times
+    with contextlib.ExitStack() as stack:
+        asks = {worker: stack.enter_context(worker.fresh()) for worker in set(workers.values())}
+        for contestant in contestants:
+            asks[workers[contestant]]({"prepare": [contestant, name, batch]})
+        for _ in range(rounds):
+            for contestant in contestants:
+                answer = asks[workers[contestant]]({"run": [contestant, name, batch]})
+                times[contestant].append(answer["seconds"])
+    return times
 
 
 def row_of(name, batch, results):
@@ -305,24 +314,26 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
-    parser.add_argument("--batches", nargs="+", type=int, default=[256, 1024, 4096, 16384, 65536])
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[64, 256, 1024, 4096, 16384, 65536]
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory-limit", type=float, default=12, help="GB for a dense contestant")
     parser.add_argument("--torch-python", help="interpreter with PyTorch and lightly")
     parser.add_argument("--out", type=Path, default=Path())
-    parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        serve(prepare_tensorflow(arguments.worker))
+        serve(prepare_tensorflow())
         return
 
     rate = multiply_rate()
-    workers = contestants_of(arguments)
+    workers = workers_of(arguments)
     cores = len(os.sched_getaffinity(0))
     lines = [
         f"Loss and gradient, dimension {DIM}, two views a sample, T = {TEMPERATURE}; {cores} cores, "
         f"{platform.machine()}; multiply rate {rate / 1e9:.0f} GFLOP/s",
-        f"medians of {arguments.rounds} interleaved rounds (3 or 1 where a round takes seconds)",
+        f"medians of {arguments.rounds} interleaved rounds (3 where one takes seconds, one above 15 s)",
         "× is how many times as long, or as much memory, as ours",
         "",
         "| " + " | ".join(HEADER) + " |",
@@ -343,7 +354,7 @@ def main():
         line = f"\nNTXent at 4,096: {share}"
         print(line)
         lines.append(line)
-    for worker in workers.values():
+    for worker in set(workers.values()):
         worker.close()
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "losses.md").write_text("\n".join(lines) + "\n")

@@ -1,5 +1,6 @@
 """A process that prepares, runs and measures when it is told to, so that contestants can take turns."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,14 +10,26 @@ from pathlib import Path
 
 
 class Worker:
-    """The other end of `serve`: asks, and waits for the answer."""
+    """The other end of `serve`."""
 
     def __init__(self, command):
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, question):
+    @contextlib.contextmanager
+    def fresh(self):
+        """A function that asks a fresh process, which has imported its libraries and done nothing."""
+        self._ask("begin")
+        yield self._ask
+        self._ask(None)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _ask(self, question):
+        # One at a time: what parent and child would both find in their buffers is asked twice.
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -24,45 +37,53 @@ class Worker:
             raise RuntimeError(f"{self.process.args} stopped at {question}")
         return json.loads(answer)
 
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
 
 def serve(prepare):
-    """Answers questions on stdin until it ends.
+    """Answers questions on stdin until it ends, each series of them in a child of its own, so that no
+    memory is there from the one before, for this one to use uncounted.
 
-    `{"name", "batch"}` prepares ``run = prepare(name, batch)`` and answers its value, the seconds of its
-    first call and the peak of memory in it, above what was there before, or nothing where `prepare` gives
-    None; `{}` times one more call; `{"name": None}` lets go. Each name is served by a child of its own, so
-    that no memory is there from the one before, for this one to use uncounted.
+    `{"prepare": arguments}` makes ``run = prepare(*arguments)`` and answers the value of its first call, its
+    seconds, and by how many bytes the peak of memory rose in it; or nothing where `prepare` gives None.
+    `{"run": arguments}` answers the seconds of one more call, the mean of several if they are short. None
+    ends the series.
     """
-    for line in sys.stdin:
+    for _ in sys.stdin:
         child = os.fork()
         if not child:
-            _serve_one(prepare, json.loads(line))
-            sys.stdout.flush()
+            _answer_series(prepare)
             os._exit(0)  # What was imported before the fork must not clean up twice.
         os.waitpid(child, 0)
 
 
-def _serve_one(prepare, question):
-    run = prepare(question["name"], question["batch"])
-    if run is None:
-        _answer({})
-    else:
-        before = peak()
-        seconds, value = timed(run)
-        _answer({"value": value, "first": seconds, "bytes": peak() - before})
+def _answer_series(prepare):
+    runs = {}
+    _answer({})
     for line in sys.stdin:
-        if json.loads(line):
-            _answer({})
+        question = json.loads(line)
+        answer = {}
+        if question and "prepare" in question:
+            run = runs[str(question["prepare"])] = prepare(*question["prepare"])
+            if run is not None:
+                before = peak()
+                seconds, value = timed(run)
+                answer = {"value": value, "first": seconds, "bytes": peak() - before}
+        elif question:
+            answer = {"seconds": mean_seconds(runs[str(question["run"])])}
+        _answer(answer)
+        if question is None:
             return
-        _answer({"seconds": timed(run)[0]})
 
 
 def _answer(answer):
-    print(json.dumps(answer), flush=True)
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def mean_seconds(run, least=0.1):
+    """Of one call, or of as many as take `least` seconds: a first call after a pause is slower."""
+    seconds = timed(run)[0]
+    count = int(least / seconds)
+    return sum(timed(run)[0] for _ in range(count)) / count if count else seconds
 
 
 def timed(run):

@@ -99,8 +99,12 @@ def positives(z: tf.Tensor) -> tf.Tensor:
     views = range(z.shape[1])
     if len(views) == 1:
         return z[:, :, :0]
+    of_view = tf.unstack(z, axis=1)
     pairs = {
-        (v, u): tf.reduce_sum(z[:, v] * z[:, u], axis=-1) for u in views for v in views if v < u
+        (v, u): tf.reduce_sum(of_view[v] * of_view[u], axis=-1)
+        for u in views
+        for v in views
+        if v < u
     }
     rows = [[pairs[min(v, u), max(v, u)] for u in views if u != v] for v in views]
     return tf.stack([tf.stack(row, axis=-1) for row in rows], axis=1)

@@ -95,16 +95,16 @@ class PairedLoss(SimilarityLoss):
                 f"Received: shape={shape}"
             )
         information: Any = y_true if isinstance(y_true, dict) or len(shape) == 3 else None
-        anchors, keys = y_pred, None
         if len(shape) == 3:
-            anchors, keys = y_pred[:, 0], y_pred[:, 1:]
+            anchors, key, *hard = tf.unstack(self.scaled(y_pred), axis=1)
         else:
             keys = _keys(y_true, y_pred)
             keys = tf.stop_gradient(keys) if self.keys_are_targets else keys
-        anchors, keys = self.scaled(anchors), self.scaled(keys)
+            anchors = self.scaled(y_pred)
+            key, *hard = tf.unstack(self.scaled(keys), axis=1)
         memory = self.scaled_memory(y_true, anchors)
-        hard = keys[:, 1:] if keys.shape[1] > 1 else None
-        return Pairs(anchors, keys[:, 0], hard, memory, information)
+        hard_ones = tf.stack(hard, axis=1) if hard else None
+        return Pairs(anchors, key, hard_ones, memory, information)
 
 
 def _keys(y_true, y_pred):

@@ -80,14 +80,7 @@ class SigLIP(PairedLoss):
         if self.gather and cross_replica.replica_context() is not None:
             own_key = cross_replica.first_row(tf.shape(pairs.anchors)[0])
             keys = cross_replica.gather(keys)
-        rows = pairs.anchors
-        if self.bias:
-            # One more column, since a product of rows and keys is all that is walked.
-            rows = tf.concat(
-                [rows, tf.fill([tf.shape(rows)[0], 1], tf.cast(self.bias, rows.dtype))], 1
-            )
-            keys = tf.concat([keys, tf.ones_like(keys[:, :1])], 1)
-        others = streaming_similarity.softplus_sum(rows, keys, own_key)
+        others = streaming_similarity.softplus_sum(pairs.anchors, keys, own_key, self.bias)
         return others + tf.math.softplus(-(pairs.positives + self.bias))
 
     def get_config(self):

@@ -99,16 +99,25 @@ def two_sided_log_sum_exp(
 
 
 def softplus_sum(
-    rows: tf.Tensor, keys: tf.Tensor, own_key: "int | tf.Tensor | None" = None
+    rows: tf.Tensor,
+    keys: tf.Tensor,
+    own_key: "int | tf.Tensor | None" = None,
+    bias: float = 0.0,
 ) -> tf.Tensor:
-    """``Σ_j log(1 + exp(rows_i · keys_j))`` for each row; arguments as of `log_sum_exp`."""
+    """``Σ_j log(1 + exp(rows_i · keys_j + bias))`` for each row; arguments as of `log_sum_exp`."""
 
     def dense(rows, keys):
-        matrix = dense_similarity(rows, keys, own_key)
+        matrix = dense_similarity(rows, keys) + bias
+        matrix = row_blocks.leave_out_own(matrix, own_key, 1) if own_key is not None else matrix
         return (tf.reduce_sum(tf.math.softplus(matrix), axis=1),)
 
     if _few(rows, keys):
         return dense(rows, keys)[0]
+    if bias:  # One more column, since products are all that is walked.
+        column = tf.fill([tf.shape(rows)[0], 1], tf.constant(bias, rows.dtype))
+        rows = tf.concat([rows, column], axis=1)
+        keys = tf.concat([keys, tf.ones_like(keys[:, :1])], axis=1)
+        return softplus_sum(rows, keys, own_key)
     return _walked(
         lambda rows, keys: tile_walks.CrossWalk(rows, keys, own_key),
         lambda walk: tile_terms.Softplus(),
