@@ -23,6 +23,10 @@ class MemoryQueue(keras.layers.Layer):
     Args:
         size: number of keys held, a positive integer, at least the global batch (MoCo: 65,536).
         normalize: whether keys are divided by their L2 norm. Defaults to True (MoCo).
+        dim: length of a key. With it the queue has its variables at once, and not only after its first
+            call: what a model needs that calls it in a step of training (`compute_loss`, `train_step`), to
+            be saved, loaded and trained on replicas. Defaults to None.
+        labelled: with `dim`, whether keys come with labels. Defaults to False.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -65,12 +69,29 @@ class MemoryQueue(keras.layers.Layer):
         https://arxiv.org/abs/1912.06798
     """
 
-    def __init__(self, size: int, normalize: bool = True, **kwargs):
+    def __init__(
+        self,
+        size: int,
+        normalize: bool = True,
+        dim: int | None = None,
+        labelled: bool = False,
+        **kwargs,
+    ):
         super().__init__(autocast=False, **kwargs)
         self.size = arguments.count("size", size)
         self.normalize = bool(normalize)
+        self.dim = None if dim is None else arguments.count("dim", dim)
+        self.labelled = bool(labelled)
+        if self.dim is not None:
+            self.build((None, self.dim), (None,) if self.labelled else None)
 
     def build(self, keys_shape, labels_shape=None):
+        if cross_replica.replica_context() is not None:
+            raise ValueError(
+                "A queue cannot make its variables within a step on replicas: give it `dim`, and "
+                "`labelled=True` if keys have labels, or call it once under the strategy's scope first. "
+                f"Received: dim={self.dim}"
+            )
         if len(keys_shape) != 2 or keys_shape[1] is None:
             raise ValueError(
                 "`keys` must be (batch, dim), with a static dimension: a queue holds one view. "
@@ -97,6 +118,9 @@ class MemoryQueue(keras.layers.Layer):
 
     @property
     def filled(self) -> tf.Tensor:
+        """Number of places that have been filled."""
+        if not self.built:
+            return tf.constant(0, tf.int64)
         return tf.minimum(tf.convert_to_tensor(self.enqueued), self.size)
 
     def call(self, keys, labels=None, training=None):
@@ -114,8 +138,8 @@ class MemoryQueue(keras.layers.Layer):
         """The labels of all replicas' keys, and those held so far; None where there are none."""
         if (labels is None) != (self.labels is None):
             raise ValueError(
-                "`labels` must come with every batch or with none, as the first call did. Received: "
-                f"labels={labels!r}"
+                "`labels` must come with every batch or with none, as the first call did or `labelled` "
+                f"says. Received: labels={labels!r}"
             )
         if labels is None:
             return None, None
@@ -152,7 +176,13 @@ class MemoryQueue(keras.layers.Layer):
         return []
 
     def get_config(self):
-        return {**super().get_config(), "size": self.size, "normalize": self.normalize}
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "normalize": self.normalize,
+            "dim": self.dim,
+            "labelled": self.labelled,
+        }
 
 
 class _RandomUnitVectors(keras.initializers.RandomNormal):

@@ -43,7 +43,9 @@ class BatchLoss(keras.losses.Loss):
         dtype: Any = None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self._reduce = _GivenValues(name=self.name, reduction=reduction, dtype=dtype)
+        # In half precision a sum over a large batch would overflow.
+        wide = "float32" if self.dtype in ("float16", "bfloat16") else dtype
+        self._reduce = _GivenValues(name=self.name, reduction=reduction, dtype=wide)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         self._refuse_integers(y_pred)
@@ -52,19 +54,26 @@ class BatchLoss(keras.losses.Loss):
             values = self.call(self.targets(y_true, y_pred), y_pred)
         value = self._reduce(tf.zeros(tf.shape(y_pred)[:1]), values, sample_weight)
         if self.reduction in ("sum", "none", None):
-            return value
+            return tf.cast(value, self.dtype)
         samples = cross_replica.share(tf.cast(tf.shape(y_pred)[0], tf.float32))
         if samples is not None and sample_weight is not None and self.reduction == _BY_WEIGHT:
             # Keras's history weighs replicas by their samples: leave it the rest of the weight.
             weights = cross_replica.share(tf.reduce_sum(tf.cast(sample_weight, tf.float32)))
             value *= tf.cast(tf.math.divide_no_nan(weights, samples), value.dtype)
-        return cross_replica.scale_gradient(value, samples)
+        return tf.cast(cross_replica.scale_gradient(value, samples), self.dtype)
 
     def targets(self, y_true, y_pred) -> Any:
         """What `call` gets as `y_true`: here None, whatever came."""
         return None
 
     def _refuse_integers(self, y_pred):
+        is_list = isinstance(y_pred, (list, tuple)) and any(hasattr(x, "shape") for x in y_pred)
+        if y_pred is None or is_list:
+            raise ValueError(
+                f"{type(self).__name__} needs one tensor of embeddings as `y_pred`, its second argument: "
+                "stack views, or the two of a pair, on axis 1 (`keras.ops.stack(views, axis=1)`). "
+                f"Received: y_pred of type {type(y_pred).__name__}"
+            )
         dtype = getattr(y_pred, "dtype", None) or np.asarray(y_pred).dtype
         dtype = keras.backend.standardize_dtype(dtype)
         if not keras.backend.is_float_dtype(dtype):

@@ -52,6 +52,7 @@ class ContrastiveLoss(SimilarityLoss):
         return y_true if self.negatives or isinstance(y_true, dict) else None
 
     def call(self, y_true, y_pred):
+        self.refuse_one_target_for_several(y_true)
         memory = self.scaled_memory(y_true, y_pred)
         self._check_views(y_pred, memory)
         z = self.scaled(y_pred)

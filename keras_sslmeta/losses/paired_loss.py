@@ -58,6 +58,7 @@ class PairedLoss(SimilarityLoss):
         return y_true
 
     def call(self, y_true, y_pred):
+        self.refuse_one_target_for_several(y_true)
         pairs = self._pairs(y_true, y_pred)
         if not self.takes_more_negatives and (pairs.hard is not None or pairs.memory is not None):
             raise ValueError(
@@ -96,6 +97,12 @@ class PairedLoss(SimilarityLoss):
             )
         information: Any = y_true if isinstance(y_true, dict) or len(shape) == 3 else None
         if len(shape) == 3:
+            if isinstance(y_true, dict) and y_true.get("keys") is not None:
+                raise ValueError(
+                    "Keys came twice: in the stack of `y_pred`, and in `y_true`. Pass anchors alone, "
+                    '(batch, dim), or no "keys". Received: '
+                    f"y_true={described(y_true)}, y_pred of shape {shape}"
+                )
             anchors, key, *hard = tf.unstack(self.scaled(y_pred), axis=1)
         else:
             keys = _keys(y_true, y_pred)

@@ -67,6 +67,16 @@ class SimilarityLoss(BatchLoss):
         """What no scaled similarity exceeds, where that is known."""
         return 1 / self.temperature if self.normalize else None
 
+    def refuse_one_target_for_several(self, y_true: Any) -> None:
+        """Where rules ask for different things and one tensor came."""
+        names = sorted({rule.key for rule in self.negatives if hasattr(rule, "key")})
+        if len(names) > 1 and not isinstance(y_true, dict):
+            raise ValueError(
+                f"These rules need different things, {', '.join(f'`{name}`' for name in names)}: pass a dict "
+                "with a tensor for each as `y_true`. Received: y_true of type "
+                f"{type(y_true).__name__}"
+            )
+
     def refuse_single_sample(self, y_pred: tf.Tensor) -> None:
         """Where the batch is known to hold one sample, and is all there is."""
         if y_pred.shape[0] == 1 and (not self.gather or cross_replica.sees_whole_batch()):

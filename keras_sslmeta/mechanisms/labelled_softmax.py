@@ -58,13 +58,33 @@ def losses(
 
     vectors = negatives.rows if negatives.keys is None else negatives.keys
     ids, key_ids = negatives.labels("labels")
-    classes = tf.shape(key_ids)[0]  # At most.
-    sums = tf.math.unsorted_segment_sum(vectors, key_ids, classes)
-    sizes = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), key_ids, classes)
-    attraction = tf.reduce_sum(negatives.rows * tf.gather(sums, ids), axis=1)
+    attraction = _sums_over_classes(negatives.rows, vectors, ids, key_ids)
+    sizes = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), key_ids, tf.shape(key_ids)[0])
     count = tf.gather(sizes, ids)
     if itself is not None:
         attraction, count = attraction - tf.reshape(itself, [-1]), count - 1
     has_positives = count > 0
     value = total - attraction / tf.where(has_positives, count, tf.ones_like(count))
     return tf.reshape(tf.where(has_positives, value, tf.zeros_like(value)), shape)
+
+
+def _sums_over_classes(rows, keys, ids, key_ids):
+    """The sum of each row's similarities to the keys of its class, `(n,)`.
+
+    With a gradient of its own, which keeps the classes' sums alone: TensorFlow's would keep several
+    tensors of the size of the embeddings.
+    """
+    classes = tf.shape(key_ids)[0]  # At most.
+
+    @tf.custom_gradient
+    def compute(rows, keys):
+        sums = tf.math.unsorted_segment_sum(keys, key_ids, classes)
+
+        def gradient(upstream):
+            weights = upstream[:, None]
+            of_keys = tf.math.unsorted_segment_sum(rows * weights, ids, classes)
+            return weights * tf.gather(sums, ids), tf.gather(of_keys, key_ids)
+
+        return tf.reduce_sum(rows * tf.gather(sums, ids), axis=1), gradient
+
+    return compute(tf.identity(rows), tf.identity(keys))

@@ -50,6 +50,7 @@ class NegativeKeys:
         key_slots=None,
     ):
         self.batch, self.slots, self.group = tf.shape(rows)[0], rows.shape[1], 1
+        self.known_batch = rows.shape[0]
         self.hard, self.memory, self.in_batch = hard, memory, in_batch
         self.bound, self.several = bound, gather and cross_replica.replica_context() is not None
         self.information = information
@@ -158,7 +159,7 @@ class NegativeKeys:
 
     def labels(self, name) -> "tuple[tf.Tensor, tf.Tensor]":
         """Labels as numbers, of rows and of keys; explicit hard negatives have −1."""
-        labels = label_ids.check(name, self.about(name))
+        labels = label_ids.check(name, self.about(name), self.known_batch)
         memory = self.of_memory(name)
         more = () if memory is None else (label_ids.check(f"memory_{name}", memory),)
         everyone, *of_memory = label_ids.ids(labels, *more, gather=self.several)
@@ -172,6 +173,15 @@ class NegativeKeys:
     def of_samples(self, name) -> "tuple[tf.Tensor, tf.Tensor]":
         """Information `(batch, …)`, one entry a sample, of rows and of keys."""
         x = tf.stop_gradient(tf.convert_to_tensor(self.about(name)))
+        if x.shape.rank == 0 or not x.shape[:1].is_compatible_with([self.known_batch]):
+            raise ValueError(
+                f"`{name}` must hold one entry for each of the {self.known_batch} samples. "
+                f"Received: shape={x.shape}"
+            )
+        if x.shape.rank == 2 and x.shape[1] == 1:
+            x = x[:, 0]
+        if x.dtype == tf.uint16:  # TensorFlow cannot repeat it.
+            x = tf.cast(x, tf.int32)
         everyone = self.gathered(x)
         hard = 0 if self.hard is None else self.hard.shape[1]
         blocks = [tf.repeat(everyone, self.group, axis=0)] if self.in_batch else []
@@ -181,10 +191,11 @@ class NegativeKeys:
         return tf.repeat(x, self.slots, axis=0), tf.concat(blocks, axis=0)
 
     def vectors(self, name) -> "tuple[tf.Tensor, tf.Tensor]":
-        """Information `(batch, slots, …)` of rows and of keys; that of hard negatives may lack (zeros)."""
+        """Information `(batch, slots, …)` of rows and of keys; that of hard negatives may lack (NaN)."""
         x = tf.stop_gradient(tf.convert_to_tensor(self.about(name)))
         needed = max(*self.row_slots, *self.key_slots) + 1
-        if x.shape.rank is None or x.shape.rank < 2 or (x.shape[1] or 0) < needed:
+        is_of_batch = x.shape[:1].is_compatible_with([self.known_batch]) if x.shape.rank else False
+        if not is_of_batch or x.shape.rank < 2 or (x.shape[1] or 0) < needed:
             raise ValueError(
                 f"`{name}` must hold a value for each view or key of a sample, "
                 f"(batch, {needed}, …). Received: shape={x.shape}"
@@ -197,7 +208,8 @@ class NegativeKeys:
             hard = self.hard.shape[1]
             given = x[:, needed : needed + hard]
             if given.shape[1] != hard:
-                given = tf.zeros([tf.shape(x)[0], hard, *x.shape[2:]], x.dtype)
+                nothing = float("nan") if x.dtype.is_floating else 0
+                given = tf.fill([tf.shape(x)[0], hard, *x.shape[2:]], tf.cast(nothing, x.dtype))
             blocks.append(self.gathered(flat(given)))
         memory = self.of_memory(name)
         if memory is not None:

@@ -44,7 +44,7 @@ class Selection:
         similarity = tile * self.unit
         total = tf.zeros_like(tile)
         for rule, a, b in zip(self.rules, of_rows, of_keys, strict=True):
-            total += rule.log_weights(similarity, a, b)
+            total += tf.stop_gradient(rule.log_weights(similarity, a, b))
         return total
 
     def apply(self, tile, of_rows, of_keys):

@@ -133,7 +133,8 @@ class Blocks:
         padding = self.count * self.size - self.rows
         if not isinstance(padding, int) or padding:
             paddings = [[0, padding]] + [[0, 0]] * (len(x.shape) - 1)
-            x = tf.pad(x, paddings, constant_values=tf.cast(fill, x.dtype))
+            fill = tf.constant("") if x.dtype == tf.string else tf.cast(fill, x.dtype)
+            x = tf.pad(x, paddings, constant_values=fill)
         return tf.reshape(x, [self.count, self.size, *x.shape[1:]])
 
     def join(self, array):

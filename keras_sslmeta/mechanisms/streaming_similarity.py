@@ -201,11 +201,11 @@ def _walked(make_walk, make_terms, dense, inputs, exponent=1.0):
         terms = make_terms(walk)
         values, kept = walk.value(terms)
 
-        def gradient(*upstreams):
+        def gradient(*upstreams, variables=()):
             def fast(upstreams):
                 return walk.gradient(terms, values, kept, [exponent * x for x in upstreams])
 
-            return _twice_differentiable(fast, inputs, dense, upstreams)
+            return _with_none_for(variables, _twice_differentiable(fast, inputs, dense, upstreams))
 
         return values, gradient
 
@@ -220,18 +220,24 @@ def _twice_differentiable(fast, inputs, dense, upstreams):
     def gradient(*both):
         upstreams, inputs = list(both[:outputs]), list(both[outputs:])
 
-        def second(*cotangents):
+        def second(*cotangents, variables=()):
             with tf.GradientTape() as outer:
                 outer.watch((upstreams, inputs))
                 with tf.GradientTape() as inner:
                     inner.watch(inputs)
                     values = list(dense(*inputs))
                 first = inner.gradient(values, inputs, upstreams)
-            return outer.gradient(
+            gradients = outer.gradient(
                 first, [*upstreams, *inputs], cotangents, unconnected_gradients="zero"
             )
+            return _with_none_for(variables, gradients)
 
         return fast([tf.stop_gradient(x) for x in upstreams]), second
 
     # TensorFlow loses track of the inputs of a `tf.function` here unless each is a tensor of its own.
     return gradient(*upstreams, *(tf.identity(x) for x in inputs))
+
+
+def _with_none_for(variables, gradients):
+    """What a custom gradient returns where rules read variables, through which none goes."""
+    return (gradients, [None] * len(variables)) if variables else gradients

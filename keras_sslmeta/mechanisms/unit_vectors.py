@@ -1,4 +1,5 @@
-"""L2 normalisation that is finite, in value and gradient, for every finite input."""
+"""L2 normalisation that is finite, in value and gradient, whatever the size of the input: down to the
+smallest normal numbers of its type, where 1/norm is none any more."""
 
 import tensorflow as tf
 

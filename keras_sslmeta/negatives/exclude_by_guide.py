@@ -19,7 +19,8 @@ class ExcludeByGuide(NegativeRule):
 
     The guide is any frozen model, run on the same views; only its embeddings come here, under `key`:
     `(batch, views, dim)` for losses on views; `(batch, 2, dim)`, of query and key (and more for explicit
-    hard negatives), for `InfoNCE` and `CLIP`. With several positives the closest one counts.
+    hard negatives), for `InfoNCE` and `CLIP`. Hard negatives without a guide's embedding stay in. With
+    several positives the closest one counts.
 
     Args:
         key: the name of the guide's embeddings in a dict `y_true`; a plain tensor `y_true` serves

@@ -13,12 +13,15 @@ class NegativeRule:
     costs no memory of the matrix's size, and sees the negatives of all replicas and of a memory. Rules of
     a list apply in their order, and their log-weights add up. No gradient goes through a rule.
 
-    A rule of your own defines two methods:
+    A rule of your own defines two methods. `negatives` gives what it needs to know, of rows and of keys:
+    `of_samples(name)` of information with one entry a sample, `vectors(name)` of one a view, `(batch, views,
+    …)`, `labels(name)` of labels as numbers; a rule that needs nothing returns `[], []`.
 
     ```python
+    @keras.saving.register_keras_serializable()        # to be saved with the loss
     class ExcludeEarlier(ksm.negatives.NegativeRule):
         def of_pairs(self, negatives):                 # one entry a row, one entry a key
-            return negatives.vectors("time")           # of y_true["time"], (batch, views)
+            return negatives.of_samples("time")        # of y_true["time"], (batch,)
 
         def log_weights(self, similarity, of_rows, of_keys):
             return tf.where(of_keys[None] < of_rows[:, None], -np.inf, 0.0)
@@ -31,12 +34,18 @@ class NegativeRule:
         raise NotImplementedError(f"{type(self).__name__} must define `of_pairs`.")
 
     def log_weights(self, similarity, of_rows, of_keys) -> tf.Tensor:
-        """Log-weights `(rows, keys)`; `similarity` holds the cosines of a tile."""
+        """Log-weights `(rows, keys)`; `similarity` holds the cosines of a tile, −inf where left out."""
         raise NotImplementedError(f"{type(self).__name__} must define `log_weights`.")
 
     def prepare(self, negatives) -> pair_selection.Rule:
         """The rule on one batch of `mechanisms.negative_keys.NegativeKeys`."""
-        of_rows, of_keys = self.of_pairs(negatives)
+        pair = self.of_pairs(negatives)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(
+                f"`{type(self).__name__}.of_pairs` must return two things, of rows and of keys, each a "
+                f"tensor or a list of tensors. Received: {pair!r}"
+            )
+        of_rows, of_keys = pair
         are_lists = isinstance(of_rows, (list, tuple))
 
         def log_weights(similarity, a, b):

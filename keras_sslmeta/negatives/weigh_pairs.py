@@ -12,9 +12,10 @@ from keras_sslmeta.negatives.negative_rule import NegativeRule
 class WeighPairs(NegativeRule):
     """Lets negative j of anchor i count w_ij times, by a function of what is known of both.
 
-    The denominator's terms become ``w_ij e^{s_ij}``. A weight of 0 leaves a pair out. `function` gets the
-    anchors' information with an axis of one behind its first, and the negatives' with one before it, so
-    that it broadcasts to `(anchors, negatives)`; it is called on one tile of pairs after the other.
+    The denominator's terms become ``w_ij e^{s_ij}``. A weight of 0 leaves a pair out; one below 0 makes the
+    loss NaN. `function` gets the anchors' information with an axis of one behind its first, and the
+    negatives' with one before it, so that it broadcasts to `(anchors, negatives)`; it is called on one tile
+    of pairs after the other.
 
     Args:
         function: `(of_anchors (n, 1, …), of_negatives (1, m, …)) → (n, m)` weights from 0. Register it by
@@ -55,7 +56,7 @@ class WeighPairs(NegativeRule):
 
     def log_weights(self, similarity, of_rows, of_keys):
         weights = tf.cast(self.function(of_rows[:, None], of_keys[None]), similarity.dtype)
-        is_none = weights <= 0
+        is_none = weights == 0  # A negative weight gives NaN, and so does the loss.
         log = tf.math.log(tf.where(is_none, tf.ones_like(weights), weights))
         return tf.where(is_none, tf.constant(float("-inf"), log.dtype), log)
 

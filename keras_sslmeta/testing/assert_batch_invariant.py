@@ -41,7 +41,8 @@ def assert_batch_invariant(
     there are devices are tested besides two.
 
     **A loss** needs nothing else. It is given random embeddings, and as `y_true` what it takes: None, labels
-    or targets. Compared are its value as Keras reports it, the gradient of each sample in `y_pred` (and in
+    or targets, the first of these; a loss that takes several is tested with the others by `y_true=`. Compared
+    are its value (of a sum, the sum over replicas), the gradient of each sample in `y_pred` (and in
     `y_true`, where it is made of floats), and factors on the entries of `y_pred` after three steps of
     gradient descent.
 
@@ -61,7 +62,8 @@ def assert_batch_invariant(
         x: for a model: inputs, an array or a structure of them.
         y: for a model: targets, likewise, or None.
         y_true: for a loss: targets, an array or a structure of them. What has as many rows as `y_pred` is
-            shared out, anything else (a memory) is given whole to every replica. Defaults to None: found out.
+            shared out, anything else, and what is named "memory…" in a dict, is given whole to every
+            replica. Defaults to None: found out.
         y_pred: for a loss: predictions, likewise. Defaults to None: random embeddings `(batch, 2, 8)`, or
             `(batch, 8)` where the loss refuses those.
         sample_weight: one weight a sample, or `"random"`. Defaults to None.
@@ -74,7 +76,8 @@ def assert_batch_invariant(
             the batch, as it does for losses that do not compare samples. For a model, whether its
             `micro_batch_size` is tested, which it must have then. Defaults to None: a model's, if it has one.
         rtol: largest difference allowed, relative to the largest entry expected (of a model: to the largest
-            entry of all its gradients, or weights). Defaults to 1e-5, which suits float32; use about 1e-2
+            entry of all its gradients, or weights); a fault in a part that is so much smaller than the rest
+            goes unseen. Defaults to 1e-5, which suits float32; use about 1e-2
             for float16 and 5e-2 for bfloat16, in which shares are summed in another order.
         dtype: of the embeddings and other floats that a loss gets. Defaults to `"float32"`.
         learning_rate: for a model: of gradient descent. Defaults to 0.05.

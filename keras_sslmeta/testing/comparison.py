@@ -76,6 +76,6 @@ def report(
     """The message of the AssertionError."""
     lines = "\n".join(f"  {difference}" for difference in differences)
     return (
-        f"{subject} is not batch invariant: {where} differs from {reference}.\n{lines}\n"
+        f"{subject} is not batch invariant: what {where} gives differs from {reference}.\n{lines}\n"
         f"Likely reason: {reason}"
     )

@@ -23,8 +23,9 @@ SCALED = (
     "differs between replicas and one device, the size of a share for instance."
 )
 LOCAL_NEGATIVES = (
-    "local negatives: each replica compares its own samples only. Gather those of all replicas inside the "
-    "loss (`tf.distribute.get_replica_context().all_gather(x, axis=0)`, whose gradient sums over replicas; "
+    "local negatives or statistics: each replica compares, or takes statistics of, its own samples only. "
+    "Gather those of all replicas inside the loss "
+    "(`tf.distribute.get_replica_context().all_gather(x, axis=0)`, whose gradient sums over replicas; "
     "in losses of keras_sslmeta, `gather=True`)."
 )
 LOCAL_STATISTICS = (

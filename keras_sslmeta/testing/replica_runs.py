@@ -102,9 +102,10 @@ class Plan:
         most = (full,) * (replicas - 1)
         shares = [(full,) * replicas]
         if self.uneven:
-            shares += [(*most, full - 1), (*most, 1)]
+            # The short one is not always the last: places counted as if it were would go unnoticed.
+            shares += [(*most, full - 1), (1, *most)]
             if replicas > 2:
-                shares[-1] = (*most[1:], 1, 0 if self.empty else 1)
+                shares[-1] = (1, *most[1:], 0 if self.empty else 1)
             if self.empty:
                 shares.append((*most, 0))
         return list(dict.fromkeys(shares))  # They coincide where shares are small.
@@ -113,6 +114,12 @@ class Plan:
 def is_shared_out(x: np.ndarray, samples: int) -> bool:
     """Whether an array has a row for each sample; others are given whole to every replica."""
     return x.ndim > 0 and len(x) == samples
+
+
+def _are_memories(batch) -> list[bool]:
+    """Whether leaves belong to a memory, by their name in a dict: it may have as many rows as the batch."""
+    paths = keras.tree.flatten_with_path(batch)
+    return [any(str(name).startswith("memory") for name in path) for path, _ in paths]
 
 
 class OnShares:
@@ -130,7 +137,10 @@ class OnShares:
         self._function = function
         self._structure = example
         leaves = keras.tree.flatten(example)
-        self._shared = [is_shared_out(x, samples) for x in leaves]
+        self._shared = [
+            is_shared_out(x, samples) and not is_memory
+            for x, is_memory in zip(leaves, _are_memories(example), strict=True)
+        ]
         specs = [
             tf.TensorSpec((None, *x.shape[1:]) if shared else x.shape, tf.as_dtype(x.dtype))
             for x, shared in zip(leaves, self._shared, strict=True)

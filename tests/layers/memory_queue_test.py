@@ -292,6 +292,32 @@ def test_too_many_keys_under_fit():
         model.fit(keys(8), np.zeros(8), batch_size=4, verbose=0)
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_built_in_advance_it_loads_into_a_model_that_never_called_it(labelled, tmp_path):
+    def model():
+        outer = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+        outer.queue = MemoryQueue(6, dim=3, labelled=labelled)
+        return outer
+
+    first = model()
+    labels = np.array([7, 8]) if labelled else None
+    first.queue(np.eye(3, dtype="float32")[:2], labels=labels, training=True)
+    first.save_weights(tmp_path / "model.weights.h5")
+    second = model()
+    assert int(second.queue.filled) == 0
+    second.load_weights(tmp_path / "model.weights.h5")
+    assert int(second.queue.filled) == 2
+    for x, y in zip(first.queue.weights, second.queue.weights, strict=True):
+        np.testing.assert_array_equal(x, y)
+    if not labelled:
+        with pytest.raises(ValueError, match="as the first call did or `labelled` says"):
+            second.queue(np.ones((2, 3)), labels=np.array([1, 2]))
+
+
+def test_before_its_first_call_nothing_is_filled():
+    assert int(MemoryQueue(6).filled) == 0
+
+
 def test_config():
     queue = MemoryQueue(np.int32(5), normalize=False, name="q", dtype="mixed_float16")
     again = MemoryQueue.from_config(queue.get_config())

@@ -135,6 +135,7 @@ def test_simcse_by_compile_and_fit():
         (KEYS.astype(int), QUERIES, r"`y_true` must hold the keys.*int64"),
         (None, QUERIES[:, None], r"`y_pred` must be a stack of anchors and keys.*\(5, 1, 6\)"),
         (None, np.ones((1, 2, 4)), "A batch of one sample has no negatives"),
+        ({"keys": KEYS}, np.stack([QUERIES, KEYS], 1), "Keys came twice"),
         (
             {"keys": KEYS, "memory": HELD[:, :2]},
             QUERIES,

@@ -288,6 +288,18 @@ def test_refuses_integers():
         NTXent()(None, np.ones((4, 2, 8), "int64"))
 
 
+def test_a_large_batch_in_half_precision_does_not_overflow():
+    z = tf.cast(embeddings(batch=8192, dim=4), "float16")
+    value = NTXent(dtype="float16")(None, z)
+    np.testing.assert_allclose(tf.cast(value, tf.float32), NTXent()(None, z), rtol=1e-3)
+
+
+@pytest.mark.parametrize("y_pred", [None, [embeddings()[:, 0], embeddings()[:, 1]]])
+def test_refuses_what_is_not_one_tensor(y_pred):
+    with pytest.raises(ValueError, match="needs one tensor of embeddings as `y_pred`"):
+        NTXent()(None, y_pred)
+
+
 def test_config_is_complete():
     loss = NTXent(0.2, normalize=False, gather=False, reduction="sum", name="mine", dtype="float64")
     again = NTXent.from_config(loss.get_config())

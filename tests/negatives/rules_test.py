@@ -171,9 +171,8 @@ def test_every_softmax_loss_takes_every_rule(case, value_and_gradient):
             np.testing.assert_allclose(got[0], eager[0], rtol=1e-5)
             np.testing.assert_allclose(got[1], eager[1], rtol=1e-4, atol=1e-6)
         assert np.isfinite(eager[1]).all()
-        if build is ksm.losses.SupervisedContrastive and isinstance(
-            case.rules[0], ExcludeSameLabel
-        ):
+        by_label = (ksm.losses.SupervisedContrastive, ksm.losses.NPairs)
+        if build in by_label and isinstance(case.rules[0], ExcludeSameLabel):
             continue  # Its negatives have other labels anyway.
         assert abs(eager[0] - build()(known, z)) > 1e-4, build
 
@@ -228,6 +227,68 @@ def test_a_rule_of_ones_own(value_and_gradient):
     assert values[-1] == 0 and np.isfinite(got).all()  # The last has no negatives left.
 
 
+def test_no_gradient_goes_through_a_rule(path, value_and_gradient):
+    """Dense or in tiles, also of what a rule makes of the embeddings, or of a variable."""
+    factor = tf.Variable(1.0)
+
+    class ByProduct(NegativeRule):
+        def of_pairs(self, negatives):
+            return negatives.rows, negatives.keys
+
+        def log_weights(self, similarity, of_rows, of_keys):
+            product = tf.matmul(of_rows, of_keys, transpose_b=True)
+            return -tf.abs(product) * tf.cast(factor, product.dtype)
+
+    loss = ksm.losses.NTXent(TEMPERATURE, negatives=[ByProduct()], dtype="float64")
+    with tf.GradientTape() as tape:
+        value = loss(None, tf.constant(VIEWS))
+    assert tape.gradient(value, factor) is None
+    _, got = value_and_gradient(loss, None, VIEWS)
+    z = tf.constant(unit(VIEWS).reshape(-1, DIM) / TEMPERATURE**0.5)
+    weights = np.exp(-np.abs(z @ tf.transpose(z)))
+    own = np.arange(12)[:, None] // 2 == np.arange(12) // 2
+
+    def by_hand(_, views):
+        z = tf.reshape(tf.math.l2_normalize(views, -1), [-1, DIM]) / TEMPERATURE**0.5
+        s = z @ tf.transpose(z)
+        positive = tf.gather(s, np.arange(12) ^ 1, batch_dims=1)
+        rest = tf.reduce_sum(tf.where(own, tf.zeros_like(s), tf.exp(s) * weights), axis=1)
+        return tf.reduce_mean(tf.math.log(tf.exp(positive) + rest) - positive)
+
+    _, expected = value_and_gradient(by_hand, None, VIEWS)
+    np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("known", [np.array(list("abacba")), AGES.astype("uint16"), AGES[:, None]])
+def test_pairs_are_weighed_by_strings_and_any_number(known, monkeypatch):
+    """In a graph that does not know the batch, where the last tile is padded."""
+    monkeypatch.setattr(row_blocks, "TILE", 4)
+    monkeypatch.setattr(streaming_similarity, "DENSE_PAIRS", 0)
+    loss = ksm.losses.NTXent(negatives=[WeighPairs(lambda a, b: tf.where(a == b, 0.3, 1.0))])
+    known, z = tf.constant(known), tf.constant(VIEWS, tf.float32)
+    signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in (known, z)]
+    graph = tf.function(lambda known, z: loss(known, z), input_signature=signature)
+    monkeypatch.setattr(streaming_similarity, "DENSE_PAIRS", 10**6)
+    expected = loss(known, z)
+    monkeypatch.setattr(streaming_similarity, "DENSE_PAIRS", 0)
+    np.testing.assert_allclose(graph(known, z), expected, rtol=1e-5)
+
+
+def test_hard_negatives_that_the_guide_did_not_see_stay_in():
+    stack = np.concatenate([VIEWS, RNG.normal(size=(BATCH, 1, DIM))], axis=1)
+    guide = GUIDE.copy()
+    guide[:, 1] = -guide[:, 0]  # The positive is opposite: every negative is closer.
+    rules = [ExcludeByGuide()]
+    loss = ksm.losses.InfoNCE(TEMPERATURE, negatives=rules, in_batch_negatives=False)
+    plain = ksm.losses.InfoNCE(TEMPERATURE, in_batch_negatives=False)
+    np.testing.assert_allclose(loss(guide, stack), plain(None, stack), rtol=1e-5)
+
+
+def test_negative_weights_do_not_pass_for_none():
+    loss = ksm.losses.NTXent(negatives=[WeighPairs(lambda a, b: -tf.abs(a - b))])
+    assert np.isnan(loss(AGES, VIEWS))
+
+
 def test_everything_left_out_is_finite(value_and_gradient):
     rules = [ExcludeNearDuplicates(-2.0)]
     for build in (ksm.losses.NTXent, ksm.losses.DebiasedContrastive, ksm.losses.HardNegative):
@@ -262,6 +323,8 @@ def test_refuses_arguments(build, message):
         (ExcludeSameLabel(), {"label": LABELS}, "A rule on negatives needs `labels`.*label"),
         (ExcludeSameLabel(), LABELS * 1.0, "cast floats to the integers"),
         (ExcludeSameLabel("clip"), {"labels": LABELS}, "A rule on negatives needs `clip`"),
+        (ExcludeSameLabel(), LABELS[:3], r"one label for each of the 6 samples.*\(3,\)"),
+        (WeighPairs(kernel), AGES[:3], r"one entry for each of the 6 samples.*\(3,\)"),
         (ExcludeByGuide(), GUIDE[:, 0], r"`guide` must hold a guide's embedding.*\(6, 4\)"),
         (ExcludeByGuide(), GUIDE[:, :1], r"`guide` must hold a value for each view"),
         (ExcludeSameLabel(), {"labels": LABELS, "memory": HELD}, "needs `memory_labels`"),
@@ -270,3 +333,9 @@ def test_refuses_arguments(build, message):
 def test_refuses_what_is_missing(rule, known, message):
     with pytest.raises(ValueError, match=message):
         ksm.losses.NTXent(negatives=[rule])(known, VIEWS)
+
+
+def test_refuses_one_tensor_for_rules_of_different_needs():
+    loss = ksm.losses.NTXent(negatives=[ExcludeSameLabel(), ExcludeByGuide()])
+    with pytest.raises(ValueError, match="need different things, `guide`, `labels`: pass a dict"):
+        loss(LABELS, VIEWS)

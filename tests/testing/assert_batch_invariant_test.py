@@ -39,14 +39,18 @@ RIGHT = (
 # What the error says, beginning with the reason. Shares are those of two replicas.
 WRONG = {
     "divided_twice": ("divided twice", "DividedTwice", "1/2", "loss: "),
-    "local_negatives": ("local negatives: ", "gradient of `y_pred`", "shares of 6, 6"),
-    "nt_xent_local": ("local negatives: ", "gather=True", "NTXent"),
+    "local_negatives": (
+        "local negatives or statistics: ",
+        "gradient of `y_pred`",
+        "shares of 6, 6",
+    ),
+    "nt_xent_local": ("local negatives or statistics: ", "gather=True", "NTXent"),
     "scalar_local_negatives": ("local negatives or local statistics", "Also not divided"),
     "gathered_scalar": ("not divided", "2 times", "(batch,)"),
     "gathered_without_gradient": ("gathered without gradient", "the loss agrees"),
     "local_variance": ("local statistics: ", "all_reduce"),
     "statistic_without_gradient": ("divided twice", "Or: gathered without gradient"),
-    "labels": ("local negatives: ",),
+    "labels": ("local negatives or statistics: ",),
     "mse": ("uneven shares are weighed alike", "shares of 6, 5", "uneven=False"),
     "gathered": ("uneven shares are weighed alike", "shares of 6, 5"),
     "weighted_mean": ("local weights", "mean_with_sample_weight"),
@@ -54,7 +58,7 @@ WRONG = {
     "random": ("random numbers or state", "a second run on one device"),
     "constant_part": ("the gradients agree, and the value does not", "loss: "),
     "exact_micro_batches": ("the loss of a sample depends on others", "micro-batches of 6, 6"),
-    "sim_clr_local": ("in the loss, local negatives: ", "SimCLR", "step 1 of 3"),
+    "sim_clr_local": ("in the loss, local negatives or statistics: ", "SimCLR", "step 1 of 3"),
     "sim_clr_local_norm": ("local statistics: BatchNormalization", "synchronized=True"),
     "plain": ("in the loss, uneven shares are weighed alike", "shares of 6, 5", "/kernel"),
     "batch_norm": ("local statistics: BatchNormalization", 'state "', "moving_mean"),
@@ -149,7 +153,7 @@ def test_two_and_four_replicas_in_one_process():
         check(case, *results[case])
     kind, message = results["local_on_four"]
     assert kind == "AssertionError" and "on 4 replicas with shares of 3, 3, 3, 3" in message
-    assert "Likely reason: local negatives: " in message
+    assert "Likely reason: local negatives or statistics: " in message
     kind, message = results["four_alone"]
     assert kind == "AssertionError" and "on 4 replicas with shares of 3, 3, 3, 2" in message
     assert "uneven shares are weighed alike" in message
