@@ -15,7 +15,8 @@ Memory is the peak of resident memory in the first call of a fresh process, abov
 `--memory-limit` is left out. The multiply rate is that of large square float32 matrices on the same machine;
 NT-Xent is counted as 4·N²·D floating-point operations, N = 2·batch.
 
-Prints a table, and writes it to losses.md and the curves to losses.png.
+Prints a table, and writes losses.md, losses.json and the curves, losses.png. What losses.json in that folder
+holds already is kept: a run of some losses or batches replaces their rows alone.
 """
 
 import os
@@ -245,7 +246,8 @@ def race(workers, contestants, name, batch, rounds):
     return times
 
 
-def row_of(name, batch, results):
+def line_of(name, batch, results):
+    """A row of the table."""
     ours = results["ours"]
 
     def against(contestant, key):
@@ -254,7 +256,7 @@ def row_of(name, batch, results):
     cells = [name, f"{batch:,}", f"{1e3 * ours['seconds']:,.1f}", f"{ours['megabytes']:,.0f}"]
     for contestant in ("dense", "published", "torch"):
         cells += [against(contestant, "seconds"), against(contestant, "megabytes")]
-    return cells
+    return "| " + " | ".join(cells) + " |"
 
 
 HEADER = [
@@ -330,7 +332,7 @@ def main():
     rate = multiply_rate()
     workers = workers_of(arguments)
     cores = len(os.sched_getaffinity(0))
-    lines = [
+    about = [
         f"Loss and gradient, dimension {DIM}, two views a sample, T = {TEMPERATURE}; {cores} cores, "
         f"{platform.machine()}; multiply rate {rate / 1e9:.0f} GFLOP/s",
         f"medians of {arguments.rounds} interleaved rounds (3 where one takes seconds, one above 15 s)",
@@ -339,32 +341,30 @@ def main():
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
     ]
-    print("\n".join(lines), flush=True)
-    table = {}
+    print("\n".join(about), flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stored = arguments.out / "losses.json"
+    table = json.loads(stored.read_text()) if stored.exists() else {}
     for name in arguments.losses:
         for batch in arguments.batches:
-            table[name, batch] = measure(workers, name, batch, arguments)
-            line = "| " + " | ".join(row_of(name, batch, table[name, batch])) + " |"
-            print(line, flush=True)
-            lines.append(line)
-    if ("NTXent", 4096) in table:
-        seconds = table["NTXent", 4096]["ours"]["seconds"]
-        achieved = 4 * 8192**2 * DIM / seconds
-        share = f"{achieved / 1e9:.0f} GFLOP/s, {100 * achieved / rate:.0f}% of the multiply rate"
-        line = f"\nNTXent at 4,096: {share}"
-        print(line)
-        lines.append(line)
+            results = measure(workers, name, batch, arguments)
+            table[f"{name} {batch}"] = results
+            stored.write_text(json.dumps(table, indent=1) + "\n")
+            print(line_of(name, batch, results), flush=True)
     for worker in set(workers.values()):
         worker.close()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    rows = {(key.split()[0], int(key.split()[1])): results for key, results in table.items()}
+    rows = dict(sorted(rows.items(), key=lambda row: (LOSSES.index(row[0][0]), row[0][1])))
+    lines = [*about, *(line_of(name, batch, results) for (name, batch), results in rows.items())]
+    if ("NTXent", 4096) in rows:
+        achieved = 4 * 8192**2 * DIM / rows["NTXent", 4096]["ours"]["seconds"]
+        share = f"{achieved / 1e9:.0f} GFLOP/s, {100 * achieved / rate:.0f}% of the multiply rate"
+        lines.append(f"\nNTXent at 4,096: {share}")
+        print(lines[-1])
     (arguments.out / "losses.md").write_text("\n".join(lines) + "\n")
-    (arguments.out / "losses.json").write_text(
-        json.dumps(
-            {f"{name} {batch}": results for (name, batch), results in table.items()}, indent=1
-        )
-    )
-    draw(table, arguments.out / "losses.png")
-    print(f"Wrote {arguments.out / 'losses.md'} and losses.png")
+    draw(rows, arguments.out / "losses.png")
+    print(f"Wrote losses.md, losses.json and losses.png in {arguments.out}")
 
 
 if __name__ == "__main__":

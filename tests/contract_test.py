@@ -191,7 +191,7 @@ every_model = pytest.mark.parametrize("row", MODELS.values(), ids=MODELS)
 # A row a strategy: plain models around losses, and our own models.
 FITTED = {**LOSSES, **MODELS}
 # One of each parent is fitted in every run, the others with the slow tests.
-REPRESENTATIVES = {"NTXent", "InfoNCE", "MultiSimilarity", "VICReg", *MODELS}
+REPRESENTATIVES = {"NTXent", "InfoNCE", "MultiSimilarity", "VICReg", "SimCLR on views", "MAML"}
 everything = pytest.mark.parametrize(
     "name",
     [

@@ -100,7 +100,7 @@ class NPairs(PairedLoss):
             return self.negative_keys(pairs.anchors, pairs, pairs.keys, rules)
 
         keys = labelled_softmax.sets_of_keys(keys_of, self.negatives)
-        return labelled_softmax.losses(keys, pairs.positives[:, None, None], None)[:, 0]
+        return labelled_softmax.losses(keys, pairs.positives[:, None, None], is_key=False)[:, 0]
 
     def get_config(self):
         config = super().get_config()

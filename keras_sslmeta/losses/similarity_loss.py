@@ -44,8 +44,8 @@ class SimilarityLoss(BatchLoss):
         """In full precision, by √T on either side, so that a product is a similarity over T, and rows
         that are also keys are the same vectors."""
         x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
-        x = unit_vectors.normalize(x) if self.normalize else x
-        return x * self.temperature**-0.5
+        scale = self.temperature**-0.5
+        return unit_vectors.normalize(x, length=scale) if self.normalize else x * scale
 
     def scaled_memory(self, y_true: Any, like: tf.Tensor) -> "tf.Tensor | None":
         """The embeddings of earlier batches in a dict `y_true`, without gradient."""

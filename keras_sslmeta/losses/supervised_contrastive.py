@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import keras
-import tensorflow as tf
 
 from keras_sslmeta.losses.contrastive_loss import ContrastiveLoss, positives
 from keras_sslmeta.mechanisms import labelled_softmax
@@ -91,7 +90,7 @@ class SupervisedContrastive(ContrastiveLoss):
         return labelled_softmax.checked(y_true, y_pred.shape[0])
 
     def pair_losses(self, z, negatives):
-        return labelled_softmax.losses(negatives, positives(z), tf.reduce_sum(z * z, axis=-1))
+        return labelled_softmax.losses(negatives, positives(z), is_key=True)
 
     def sets_of_keys(self, keys_of):
         return labelled_softmax.sets_of_keys(keys_of, self.negatives)

@@ -38,14 +38,14 @@ class _OnlySameLabel(ExcludeSameLabel):
 
 
 def losses(
-    keys: "tuple[NegativeKeys, NegativeKeys | None]", own: tf.Tensor, itself: tf.Tensor | None
+    keys: "tuple[NegativeKeys, NegativeKeys | None]", own: tf.Tensor, is_key: bool
 ) -> tf.Tensor:
     """``− mean over positives of s + log Σ over all keys of e^s`` for each row; 0 without positives.
 
     Args:
         keys: the `sets_of_keys`.
         own: similarities to the keys of the row's own sample, `(batch, slots, own)`, less the row itself.
-        itself: each row's similarity to itself where it is one of the keys, `(batch, slots)`, else None.
+        is_key: whether each row is one of the keys, which is no positive of itself.
 
     Returns:
         `(batch, slots)`.
@@ -58,33 +58,43 @@ def losses(
 
     vectors = negatives.rows if negatives.keys is None else negatives.keys
     ids, key_ids = negatives.labels("labels")
-    attraction = _sums_over_classes(negatives.rows, vectors, ids, key_ids)
-    sizes = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), key_ids, tf.shape(key_ids)[0])
-    count = tf.gather(sizes, ids)
-    if itself is not None:
-        attraction, count = attraction - tf.reshape(itself, [-1]), count - 1
+    classes = tf.shape(key_ids)[0]  # At most.
+    if negatives.memory is None:
+        classes //= negatives.group  # The embeddings of a sample share a label.
+    attraction = _sums_over_classes(negatives.rows, vectors, ids, key_ids, classes, is_key)
+    sizes = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), key_ids, classes)
+    count = tf.gather(sizes, ids) - (1 if is_key else 0)
     has_positives = count > 0
     value = total - attraction / tf.where(has_positives, count, tf.ones_like(count))
     return tf.reshape(tf.where(has_positives, value, tf.zeros_like(value)), shape)
 
 
-def _sums_over_classes(rows, keys, ids, key_ids):
-    """The sum of each row's similarities to the keys of its class, `(n,)`.
+def _sums_over_classes(rows, keys, ids, key_ids, classes, is_key):
+    """The sum of each row's similarities to the keys of its class, `(n,)`, less itself if it is one.
 
     With a gradient of its own, which keeps the classes' sums alone: TensorFlow's would keep several
     tensors of the size of the embeddings.
     """
-    classes = tf.shape(key_ids)[0]  # At most.
 
-    @tf.custom_gradient
-    def compute(rows, keys):
+    def sums_and_gradient(rows, keys):
         sums = tf.math.unsorted_segment_sum(keys, key_ids, classes)
+
+        def others(times):
+            return tf.gather(sums, ids) - times * rows if is_key else tf.gather(sums, ids)
 
         def gradient(upstream):
             weights = upstream[:, None]
             of_keys = tf.math.unsorted_segment_sum(rows * weights, ids, classes)
-            return weights * tf.gather(sums, ids), tf.gather(of_keys, key_ids)
+            return weights * others(2), tf.gather(of_keys, key_ids)
 
-        return tf.reduce_sum(rows * tf.gather(sums, ids), axis=1), gradient
+        return tf.reduce_sum(rows * others(1), axis=1), gradient
 
-    return compute(tf.identity(rows), tf.identity(keys))
+    if keys is not rows:
+        return tf.custom_gradient(sums_and_gradient)(tf.identity(rows), tf.identity(keys))
+
+    @tf.custom_gradient
+    def among_rows(rows):
+        value, gradient = sums_and_gradient(rows, rows)
+        return value, lambda upstream: tf.add_n(gradient(upstream))
+
+    return among_rows(tf.identity(rows))
