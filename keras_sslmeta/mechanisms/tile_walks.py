@@ -148,7 +148,12 @@ class SelfWalk(Walk):
         return row_blocks.cond(i, j, on_diagonal, above)
 
     def join_results(self, of_rows, of_columns):
-        return self.rows.join(of_rows) + self.rows.join_transposed(of_columns)
+        def sum_of_block(i, of_rows, of_columns):
+            return row_blocks.add(of_rows, i, tf.transpose(of_columns.read(i))), of_columns
+
+        # Block by block: both as whole tensors would be the most memory of the walk.
+        state = of_rows, of_columns
+        return self.rows.join(row_blocks.loop(0, self.rows.count, sum_of_block, state)[0])
 
 
 class CrossWalk(Walk):

@@ -148,7 +148,13 @@ def test_each_rule_pair_by_pair(case, path, check_gradient):
     )
 
 
-@every_case
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[] if name == "all together" else pytest.mark.slow)
+        for name, case in CASES.items()
+    ],
+)
 def test_every_softmax_loss_takes_every_rule(case, value_and_gradient):
     """A rule changes the value, dense and in tiles alike; eager, in a graph, and after saving."""
     keys_alone = {k: v for k, v in KNOWN.items() if not k.startswith("memory")}
