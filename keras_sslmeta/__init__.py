@@ -12,13 +12,31 @@ from keras_sslmeta import (
     testing,
     visualization,
 )
-from keras_sslmeta.meta import MAML
+from keras_sslmeta.meta import (
+    ANIL,
+    BOIL,
+    CAVIA,
+    IMAML,
+    MAML,
+    MAMLPlusPlus,
+    MetaSGD,
+    PsCo,
+    Reptile,
+)
 from keras_sslmeta.ssl import SimCLR
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ANIL",
+    "BOIL",
+    "CAVIA",
+    "IMAML",
     "MAML",
+    "MAMLPlusPlus",
+    "MetaSGD",
+    "PsCo",
+    "Reptile",
     "SimCLR",
     "__version__",
     "callbacks",

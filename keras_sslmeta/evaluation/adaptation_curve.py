@@ -1,8 +1,6 @@
 """What a gradient-based meta-learner gains with each adaptation step."""
 
-import operator
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,10 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.evaluation.adaptation_curve_result import AdaptationCurve
+from keras_sslmeta.evaluation.episode_source import EpisodesKey, batches_of_tasks
 from keras_sslmeta.mechanisms import arguments
 from keras_sslmeta.meta.episodic import check_episode
-
-_TASKS = 32  # Of arrays, adapted to at a time.
 
 
 def adaptation_curve(
@@ -67,13 +64,13 @@ def adaptation_curve(
     """
     _check_arguments(model, steps, metric, verbose)
     steps = int(steps)
-    batches, count = _batches(episodes)
+    batches, count = batches_of_tasks("episodes", episodes)
     level = 1 if verbose == "auto" else int(verbose)
     bar = keras.utils.Progbar(
         count, verbose=level, unit_name="batch", stateful_metrics=("before", "after")
     )
     rows: list[np.ndarray] = []
-    key = _EpisodesKey()
+    key = EpisodesKey()
     for number, batch in enumerate(batches, 1):
         inputs, query_y = _checked(batch)
         key.add(inputs, query_y)
@@ -90,41 +87,6 @@ def adaptation_curve(
         bar.target = len(rows)
         bar.update(len(rows), finalize=True)
     return AdaptationCurve(np.concatenate(rows), _name(metric), key.value)
-
-
-def _batches(episodes: Any) -> tuple[Iterable, int | None]:
-    """Batches of episodes, and how many there are where that is known."""
-    if isinstance(episodes, tf.data.Dataset):
-        cardinality = int(episodes.cardinality())
-        if cardinality == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(
-                "`episodes` must come to an end: say how many, as in `data.episodes(…, "
-                "episodes=600)`, or call `take(batches)`. Received: an endless dataset"
-            )
-        return episodes, None if cardinality == tf.data.UNKNOWN_CARDINALITY else cardinality
-    if not isinstance(episodes, (tuple, list)) or len(episodes) != 2:
-        raise ValueError(
-            "`episodes` must be a tf.data.Dataset of batches of episodes, or a pair of arrays "
-            f"({{…}}, query_y). Received: {type(episodes).__name__}"
-        )
-    arrays = keras.tree.flatten(tuple(episodes))
-    if not all(len(getattr(array, "shape", ())) for array in arrays):
-        raise ValueError(
-            "`episodes` must hold arrays with an axis of tasks in front. "
-            f"Received: {', '.join(sorted({type(array).__name__ for array in arrays}))}"
-        )
-    lengths = {len(array) for array in arrays}
-    if len(lengths) != 1:
-        raise ValueError(
-            "All parts of `episodes` must have the same number of tasks. "
-            f"Received: {', '.join(map(str, sorted(lengths)))}"
-        )
-    (tasks,) = lengths
-    slices = [slice(i, i + _TASKS) for i in range(0, tasks, _TASKS)]
-    parts = (
-        keras.tree.map_structure(operator.itemgetter(part), tuple(episodes)) for part in slices
-    )
-    return parts, len(slices)
 
 
 def _checked(batch: Any) -> tuple[dict, Any]:
@@ -231,23 +193,6 @@ def _name(metric: Any) -> str:
     metric = getattr(metric, "func", metric)  # Of functools.partial.
     name = getattr(metric, "__name__", None) or getattr(metric, "name", None) or str(metric)
     return name if name.isidentifier() else "metric"
-
-
-class _EpisodesKey:
-    """A checksum of episodes that does not depend on how they are batched."""
-
-    def __init__(self):
-        self._sums: dict[str, int] = {}
-
-    def add(self, inputs: dict, query_y: Any) -> None:
-        for name, part in {**inputs, "query_y": query_y}.items():
-            for i, array in enumerate(keras.tree.flatten(part)):
-                data = keras.ops.convert_to_numpy(array).tobytes()
-                self._sums[f"{name}{i}"] = zlib.crc32(data, self._sums.get(f"{name}{i}", 0))
-
-    @property
-    def value(self) -> int:
-        return zlib.crc32(repr(sorted(self._sums.items())).encode())
 
 
 def _check_arguments(model: Any, steps: Any, metric: Any, verbose: Any) -> None:

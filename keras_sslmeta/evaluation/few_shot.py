@@ -1,20 +1,31 @@
-"""Few-shot classification by the nearest prototype, on frozen features."""
+"""Few-shot classification by frozen features and a head, or by a meta-learner."""
 
-import zlib
+from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_sslmeta.data.episode_indices import episode_indices
+from keras_sslmeta.evaluation.episode_source import (
+    TASKS,
+    DrawnEpisodes,
+    GivenEpisodes,
+    are_given,
+)
 from keras_sslmeta.evaluation.features import as_labels, encode, unit_length
 from keras_sslmeta.evaluation.few_shot_result import FewShotResult
+from keras_sslmeta.evaluation.heads import Prototype
+from keras_sslmeta.meta.episodic import EpisodicModel
 
 _BLOCK = 2**23  # Numbers gathered at a time: 64 MB of float64.
+_DEFAULTS = {"ways": 5, "shots": 1, "queries": 15, "episodes": 600, "seed": 0}
 
 
 def few_shot(
     encoder: Any,
-    data: tuple[Any, Any],
+    data: tuple[Any, Any] | tf.data.Dataset,
     ways: int = 5,
     shots: int = 1,
     queries: int = 15,
@@ -22,38 +33,58 @@ def few_shot(
     seed: int = 0,
     batch_size: int = 256,
     normalize: bool = True,
+    head: Callable | None = None,
+    verbose: int | str = "auto",
 ) -> FewShotResult:
     """Measures how well classes are told apart from a few samples of each.
 
-    Every sample is encoded once. Each episode draws `ways` classes, and a query goes to the class
-    whose prototype, the mean of its `shots` support features, is nearest in Euclidean distance.
-    The episodes depend on the labels and the seed alone, so encoders measured with the same seed
-    are compared on the same episodes: see `FewShotResult.paired_difference`.
+    Each episode draws `ways` classes, `shots` samples of each to learn from and `queries` others to
+    classify. Every sample is encoded once, and a head is fitted to each episode's features: by
+    default a query goes to the class whose prototype, the mean of its support features, is nearest
+    in Euclidean distance. A meta-learner gets the episodes themselves, and answers them by its
+    `predict`.
+
+    The episodes depend on the labels and the seed alone, so encoders, heads and meta-learners
+    measured with the same seed are compared on the same episodes: see
+    `FewShotResult.paired_difference`, and `few_shot_table` for many at once.
 
     Args:
         encoder: a `keras.Model`, whose `predict` gives the features (that of our self-supervised
             models gives the encoder's output); another callable from an array of samples to
-            features; or None for the samples themselves.
+            features; None for the samples themselves; or a meta-learner, such as `MAML`.
         data: `(x, y)`: samples `(n, …)` and a label of each, `(n,)`, integers or strings.
-            Take classes or samples that training never saw.
+            Take classes or samples that training never saw. Or episodes, to take as they are: a
+            finite `tf.data.Dataset`, such as `data.episodes(…, episodes=600)`, batched or not, or
+            one pair of arrays `({"support_x", "support_y", "query_x"}, query_y)`, each with an axis
+            of tasks in front. Leave the next five arguments alone then.
         ways: classes an episode. Defaults to 5.
         shots: support samples a class. Defaults to 1.
         queries: query samples a class. Defaults to 15, as is usual.
         episodes: number of episodes. Defaults to 600, as in MAML and most papers since.
         seed: of the draw. Defaults to 0.
-        batch_size: samples encoded at a time. Defaults to 256.
-        normalize: whether features are scaled to unit length first. Defaults to True, which is
-            better for encoders that were not trained for Euclidean prototypes (SimpleShot's L2N):
-            there the length of a feature tells more about the image than about its class. Take
-            False for prototypical networks, which are trained on the raw distance.
+        batch_size: samples encoded at a time. Defaults to 256. A meta-learner gets 32 episodes at
+            a time, whatever it is.
+        normalize: whether features are scaled to unit length first, for any head. Defaults to True,
+            which is better for encoders that were not trained for Euclidean prototypes
+            (SimpleShot's L2N): there the length of a feature tells more about the image than about
+            its class. Take False for prototypical networks, which are trained on the raw distance.
+            A meta-learner does as it was trained.
+        head: what is fitted to the support features of an episode: `heads.Prototype()`,
+            `heads.Ridge()`, `heads.Logistic()`, `heads.Adapted()` of `evaluation.heads`, or a
+            function `(support_features, support_labels, query_features) → scores` of your own.
+            Default: `heads.Prototype()`. A meta-learner is a head itself, and takes none.
+        verbose: 0 for silence, 1 for a progress bar, 2 for a line at the end. Defaults to "auto",
+            which is 1 for meta-learners, given episodes and given heads, and 0 for the prototypes
+            of drawn episodes, which take no time.
 
     Returns:
-        A `FewShotResult`: accuracy and 95% interval over the episodes. A query whose feature is
-        not finite counts as wrong.
+        A `FewShotResult`: accuracy and 95% interval over the episodes. A query counts as wrong if
+        a score of it is NaN, or its highest score is not finite, as where its feature is not.
 
     Raises:
         ValueError: if a number is below 1, there are fewer classes than `ways`, a class has fewer
-            than `shots + queries` samples, or `data`'s lengths differ.
+            than `shots + queries` samples, `data`'s lengths differ, given episodes are not as
+            described, or scores are not `(tasks, queries, ways)`.
 
     Example:
     >>> x = np.repeat(np.eye(5), 20, axis=0)
@@ -65,37 +96,141 @@ def few_shot(
         - Wang et al. 2019, SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot
           Learning (normalisation)
     """
+    is_meta = isinstance(encoder, EpisodicModel)
+    level = _level(verbose, is_short=head is None and not is_meta and not are_given(data))
+    _check_head(head, is_meta)
+    head = Prototype() if head is None else head
+    sizes = {"ways": ways, "shots": shots, "queries": queries, "episodes": episodes, "seed": seed}
+
+    def features_of(x: Any) -> np.ndarray:
+        features = encode(encoder, x, batch_size)
+        return unit_length(features) if normalize else features
+
+    source: DrawnEpisodes | GivenEpisodes
+    if are_given(data):
+        _check_left_alone(sizes)
+        source = GivenEpisodes(data)
+    else:
+        source = _drawn(data, sizes, None if is_meta else features_of)
+
+    def answer(inputs: dict) -> np.ndarray:
+        if is_meta:
+            return _predicted(encoder, inputs)
+        if isinstance(source, GivenEpisodes):
+            inputs = _encoded(inputs, features_of)
+        return head(inputs["support_x"], inputs["support_y"], inputs["query_x"])
+
+    per_episode = _measured(source, answer, level)
+    return FewShotResult(per_episode, source.key)
+
+
+def _drawn(data: Any, sizes: dict, features_of: Callable | None) -> DrawnEpisodes:
+    """Episodes out of samples and labels, as features if there is a function from one to another."""
     if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise ValueError(f"`data` must be a pair, (x, y). Received: {type(data).__name__}")
+        raise ValueError(
+            "`data` must be a pair, (x, y), or a tf.data.Dataset of episodes. "
+            f"Received: {type(data).__name__}"
+        )
     x = np.asarray(data[0])
     labels = as_labels(data[1], "data[1]", len(x))
     # Drawn first: it checks the arguments, and encoding may take long.
-    support, query = episode_indices(
-        labels, ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed
-    )
-    features = encode(encoder, x, batch_size)
-    if normalize:
-        features = unit_length(features)
-    block = max(1, _BLOCK // (ways * (shots + queries) * features.shape[1]))
-    per_episode = np.concatenate(
-        [
-            _accuracies(features, support[i : i + block], query[i : i + block])
-            for i in range(0, episodes, block)
-        ]
-    )
-    return FewShotResult(per_episode, zlib.crc32(support.tobytes() + query.tobytes()))
+    support, query = episode_indices(labels, **sizes)
+    if features_of is None:
+        return DrawnEpisodes(x, support, query, TASKS)
+    features = features_of(x)
+    numbers = sizes["ways"] * (sizes["shots"] + sizes["queries"]) * features.shape[1]
+    return DrawnEpisodes(features, support, query, min(TASKS, max(1, _BLOCK // numbers)))
 
 
-def _accuracies(features: np.ndarray, support: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Accuracy of the nearest prototype in each of some episodes."""
-    episodes, ways, queries = query.shape
-    # Float64, since |p|² - 2 q·p cancels where all features share a large mean.
-    prototypes = features[support].mean(axis=2, dtype="float64")  # (episodes, ways, dim)
-    points = features[query].astype("float64").reshape(episodes, ways * queries, -1)
-    # |q - p|² without |q|², the same for every prototype.
-    distances = (prototypes**2).sum(-1)[:, np.newaxis] - 2 * points @ np.swapaxes(prototypes, 1, 2)
-    distances = np.where(np.isnan(distances), np.inf, distances)
-    nearest = np.argmin(distances, axis=-1)
-    found = np.isfinite(distances.min(axis=-1))
-    truth = np.repeat(np.arange(ways), queries)
-    return ((nearest == truth) & found).mean(axis=1)
+def _encoded(inputs: dict, features_of: Callable) -> dict:
+    """Given episodes with features for samples."""
+    if not all(hasattr(inputs[key], "shape") for key in ("support_x", "query_x")):
+        raise ValueError(
+            "`data` must hold one array of samples for an encoder, not a nest of them. "
+            f"Received: support_x of type {type(inputs['support_x']).__name__}"
+        )
+    support_x, query_x = inputs["support_x"], inputs["query_x"]
+    tasks, count = support_x.shape[:2]
+    samples = [x.reshape(-1, *x.shape[2:]) for x in (support_x, query_x)]
+    features = features_of(np.concatenate(samples))
+    support, query = np.split(features, [tasks * count])
+    return {
+        **inputs,
+        "support_x": support.reshape(tasks, count, -1),
+        "query_x": query.reshape(tasks, -1, features.shape[1]),
+    }
+
+
+def _predicted(model: EpisodicModel, inputs: dict) -> np.ndarray:
+    scores = model.predict(inputs, batch_size=TASKS, verbose=0)
+    if isinstance(scores, (dict, list, tuple)):
+        raise ValueError(
+            "`encoder` must answer by one array of scores, (tasks, queries, ways). "
+            f"Received: {type(scores).__name__}"
+        )
+    return scores
+
+
+def _measured(source: DrawnEpisodes | GivenEpisodes, answer: Callable, level: int) -> np.ndarray:
+    """Accuracy in each episode."""
+    bar = keras.utils.Progbar(
+        source.batches, verbose=level, unit_name="batch", stateful_metrics=("accuracy",)
+    )
+    parts: list[np.ndarray] = []
+    for number, (inputs, query_y) in enumerate(source, 1):
+        scores = np.asarray(keras.ops.convert_to_numpy(answer(inputs)))
+        _check_scores(scores, query_y, int(inputs["support_y"].max()) + 1)
+        parts.append(_accuracies(scores.astype("float64"), query_y))
+        if level:
+            bar.update(number, values=[("accuracy", np.mean(np.concatenate(parts)))])
+    if not parts:
+        raise ValueError("`data` must hold an episode at least. Received: none")
+    if level and source.batches is None:
+        bar.target = len(parts)
+        bar.update(len(parts), finalize=True)
+    return np.concatenate(parts)
+
+
+def _accuracies(scores: np.ndarray, query_y: np.ndarray) -> np.ndarray:
+    """Fraction of the queries whose highest score is their class's, in each episode."""
+    found = np.isfinite(scores.max(axis=-1))  # The maximum with a NaN is NaN.
+    return ((scores.argmax(axis=-1) == query_y) & found).mean(axis=1)
+
+
+def _level(verbose: Any, is_short: bool) -> int:
+    if verbose not in ("auto", 0, 1, 2):
+        raise ValueError(f'`verbose` must be "auto", 0, 1 or 2. Received: verbose={verbose!r}')
+    return int(not is_short) if verbose == "auto" else int(verbose)
+
+
+def _check_head(head: Any, is_meta: bool) -> None:
+    if is_meta and head is not None:
+        raise ValueError(
+            "`head` must be None for a meta-learner, which adapts by itself; to put a head on its "
+            f"network's features, give the network as `encoder`. Received: head={head!r}"
+        )
+    if head is not None and (isinstance(head, type) or not callable(head)):
+        raise ValueError(
+            "`head` must be a function (support_features, support_labels, query_features) → scores, "
+            f"such as heads.Ridge(). Received: head={head!r}"
+        )
+
+
+def _check_left_alone(sizes: dict) -> None:
+    changed = {name: value for name, value in sizes.items() if value != _DEFAULTS[name]}
+    if changed:
+        raise ValueError(
+            "`ways`, `shots`, `queries`, `episodes` and `seed` must be left alone where `data` holds "
+            "episodes, which settle them. "
+            f"Received: {', '.join(f'{name}={value!r}' for name, value in changed.items())}"
+        )
+
+
+def _check_scores(scores: np.ndarray, query_y: np.ndarray, ways: int) -> None:
+    if scores.shape[:2] != query_y.shape or scores.ndim != 3 or scores.shape[2] < ways:
+        raise ValueError(
+            "Scores must be (tasks, queries, ways), one for each class, here "
+            f"{(*query_y.shape, ways)}. Received: shape={scores.shape}"
+        )
+    if scores.dtype.kind == "c" or scores.dtype == object:
+        raise ValueError(f"Scores must be real numbers. Received: dtype={scores.dtype}")

@@ -12,9 +12,11 @@ from keras_sslmeta.layers.random_color_jitter import RandomColorJitter
 from keras_sslmeta.layers.random_gaussian_blur import RandomGaussianBlur
 from keras_sslmeta.layers.random_resized_crop import RandomResizedCrop
 from keras_sslmeta.layers.sim_clr_augmentation import SimCLRAugmentation
+from keras_sslmeta.layers.task_context import FiLM, TaskContext
 
 __all__ = [
     "Centering",
+    "FiLM",
     "ImageAugmentation",
     "LogitScale",
     "MemoryQueue",
@@ -26,4 +28,5 @@ __all__ = [
     "RandomGaussianBlur",
     "RandomResizedCrop",
     "SimCLRAugmentation",
+    "TaskContext",
 ]

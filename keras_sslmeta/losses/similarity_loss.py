@@ -35,7 +35,10 @@ class SimilarityLoss(BatchLoss):
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = arguments.positive_number("temperature", temperature)
+        is_variable = isinstance(temperature, keras.Variable)
+        self.temperature = (
+            temperature if is_variable else arguments.positive_number("temperature", temperature)
+        )
         self.normalize = bool(normalize)
         self.gather = bool(gather)
         self.negatives = _checked_rules(negatives)
@@ -44,6 +47,9 @@ class SimilarityLoss(BatchLoss):
         """In full precision, by √T on either side, so that a product is a similarity over T, and rows
         that are also keys are the same vectors."""
         x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+        if isinstance(self.temperature, keras.Variable):  # It gets a gradient, which `length` does not.
+            scale = tf.cast(self.temperature, x.dtype) ** -0.5
+            return (unit_vectors.normalize(x) if self.normalize else x) * scale
         scale = self.temperature**-0.5
         return unit_vectors.normalize(x, length=scale) if self.normalize else x * scale
 
@@ -65,7 +71,8 @@ class SimilarityLoss(BatchLoss):
     @property
     def bound(self) -> "float | None":
         """What no scaled similarity exceeds, where that is known."""
-        return 1 / self.temperature if self.normalize else None
+        is_known = self.normalize and not isinstance(self.temperature, keras.Variable)
+        return 1 / self.temperature if is_known else None
 
     def refuse_one_target_for_several(self, y_true: Any) -> None:
         """Where rules ask for different things and one tensor came."""
@@ -88,7 +95,7 @@ class SimilarityLoss(BatchLoss):
     def get_config(self):
         return {
             **super().get_config(),
-            "temperature": self.temperature,
+            "temperature": float(self.temperature),
             "normalize": self.normalize,
             "gather": self.gather,
             "negatives": [keras.saving.serialize_keras_object(rule) for rule in self.negatives],

@@ -1,6 +1,8 @@
 """A batch of tasks: adapt to each, answer its queries, and sum the meta-gradients."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,6 +16,19 @@ from keras_sslmeta.mechanisms.task_loss import TaskLoss
 
 
 @dataclasses.dataclass
+class Learnt:
+    """What meta-training learns, and what tasks start from in terms of it.
+
+    Attributes:
+        tensors: what gets a meta-gradient: the adapted weights, the others, and a method's own.
+        start: from such tensors to the `Start` of tasks, differentiable.
+    """
+
+    tensors: list[tf.Tensor]
+    start: Callable[[list[tf.Tensor]], Start]
+
+
+@dataclasses.dataclass
 class Queries:
     """What is known of the queries beside their inputs: for losses.
 
@@ -21,11 +36,14 @@ class Queries:
         targets: nest of `(tasks, queries, …)`.
         loss: that of one task.
         weights: None, or a nest of `(tasks, queries)`.
+        of_steps: what the loss counts after each step, `(steps,)`, in the meta-gradient; None for the last
+            step alone.
     """
 
     targets: Any
     loss: TaskLoss
     weights: Any = None
+    of_steps: "tf.Tensor | None" = None
 
 
 @dataclasses.dataclass
@@ -35,9 +53,10 @@ class Results:
     Attributes:
         outputs: predictions for the queries, nest of `(tasks, queries, …)`.
         losses: by name, `(tasks,)` each; empty without `Queries`.
-        gradients: sums over tasks, in the order of the network's adapted and other weights.
+        gradients: sums over tasks, in the order of what is learnt.
         statistics: sums over tasks, of batch normalisation's statistics.
         state: sums over tasks, of the changes of the other state.
+        optimizer: sums over tasks, of the inner optimiser's state.
     """
 
     outputs: Any
@@ -45,6 +64,7 @@ class Results:
     gradients: list[tf.Tensor]
     statistics: list[tf.Tensor]
     state: list[tf.Tensor]
+    optimizer: list[tf.Tensor]
 
 
 @dataclasses.dataclass
@@ -58,6 +78,7 @@ class Adaptation:
         steps: number of inner steps.
         training: whether this is meta-training.
         through_inputs: whether support inputs get a gradient.
+        vectorized: whether tasks run at once, as one batch of operations.
     """
 
     network: StatelessNetwork
@@ -66,71 +87,96 @@ class Adaptation:
     steps: int
     training: bool
     through_inputs: bool = False
+    vectorized: bool = False
 
     def each(
         self,
         episode: dict,
-        start: Start,
+        learnt: Learnt,
         queries: "Queries | None" = None,
         factors: "tf.Tensor | None" = None,
+        first: "tf.Tensor | int | None" = None,
     ) -> Results:
         """Adapts to each task of a batch.
 
         Args:
             episode: support and query parts, with an axis of tasks in front.
-            start: what every task starts from.
+            learnt: what is learnt, and what every task starts from.
             queries: targets of the queries, where losses are wanted.
             factors: `(tasks, outputs + 1)`, of `TaskLoss.factors`, what each task's losses count in the
                 gradient; None for no gradient.
+            first: number of the first task here among those of all replicas; None to count.
         """
         count = _length(keras.tree.flatten(episode["query_x"])[0])
-        first = cross_replica.first_row(count)
+        first = cross_replica.first_row(count) if first is None else first
         outputs = {"outputs": self.specs(episode["query_x"])}
         if queries is not None:
-            outputs["losses"] = {name: self._scalar() for name in LOSSES}
-        sums = self._zeros(start, factors is not None)
+            names = LOSSES if factors is None else LOSSES_OF_TRAINING
+            outputs["losses"] = {name: self._scalar() for name in names}
+        zeros = [] if factors is None else self._zeros(learnt)
 
         def task(t):
             def of_task(nest):
                 return None if nest is None else keras.tree.map_structure(lambda x: x[t], nest)
 
             part = of_task(episode)
-            begin = dataclasses.replace(start, state=self._state_of_task(start.state, first + t))
+
+            def start(tensors):
+                begin = learnt.start(tensors)
+                return dataclasses.replace(
+                    begin,
+                    state=self._state_of_task(begin.state, first + t),
+                    order=_order(begin, first + t, part),
+                )
+
             if queries is None:
-                _, _, answers = self._answers(part, begin)
+                _, _, answers = self._answers(part, start(learnt.tensors))
                 return [], {"outputs": answers.outputs}
-            known = Queries(of_task(queries.targets), queries.loss, of_task(queries.weights))
-            factor = None if factors is None else factors[t]
-            addends, answers, losses = self._measured(part, begin, known, factor)
-            return addends, {"outputs": answers.outputs, "losses": losses}
+            known = dataclasses.replace(
+                queries, targets=of_task(queries.targets), weights=of_task(queries.weights)
+            )
+            if factors is None:
+                answers, losses = self._measured(part, start(learnt.tensors), known)
+                return [], {"outputs": answers.outputs, "losses": losses}
+            addends, answers, losses = self._learning(
+                part, Learnt(learnt.tensors, start), known, factors[t]
+            )
+            flat = [x for group in addends for x in group]
+            return flat, {"outputs": answers.outputs, "losses": losses}
 
-        sums, results = task_loop.each_task(task, count, sums, outputs)
-        weights = len(start.adapted) + len(start.others) if factors is not None else 0
-        statistics = len(start.statistics) if factors is not None else 0
-        return Results(
-            results["outputs"],
-            results.get("losses", {}),
-            sums[:weights],
-            sums[weights : weights + statistics],
-            sums[weights + statistics :],
-        )
+        each = task_loop.all_tasks if self.vectorized else task_loop.each_task
+        sums, results = each(task, count, [x for group in zeros for x in group], outputs)
+        groups = []
+        for group in zeros or [[]] * 4:
+            groups.append(sums[: len(group)])
+            sums = sums[len(group) :]
+        return Results(results["outputs"], results.get("losses", {}), *groups)
 
-    def one(self, support_x, support_y, start: Start) -> "tuple[Adapted, list[tf.Tensor]]":
-        """Adapts to one support set; what comes of it, and the statistics to answer by."""
-        adapted = self._adapt({"support_x": support_x, "support_y": support_y}, start)
+    def one(self, support_x, support_y, learnt: Learnt) -> "tuple[Adapted, Start, list[tf.Tensor]]":
+        """Adapts to one support set; what comes of it, from what, and the statistics to answer by."""
+        start = learnt.start(learnt.tensors)
+        part = {"support_x": support_x, "support_y": support_y}
+        start = dataclasses.replace(start, order=_order(start, 0, part))
+        adapted = self._adapt(part, start)
+        if not (self.policy.from_support or self.policy.query_by_batch[self.training]):
+            return adapted, start, self._given(start, self.steps)
         after = self._pass(start, adapted.weights, adapted.state, support_x, self.steps, True)
-        by_support = self.policy.from_support or self.policy.query_by_batch[self.training]
-        return adapted, after.statistics if by_support else self._given(start, self.steps)
+        return adapted, start, after.statistics
 
-    def along(self, episode: dict, start: Start) -> Any:
+    def along(self, episode: dict, learnt: Learnt) -> Any:
         """Predictions for the queries after 0, 1, … steps: nest of `(tasks, steps + 1, queries, …)`."""
         count = _length(keras.tree.flatten(episode["query_x"])[0])
         first = cross_replica.first_row(count)
         specs = self.specs(episode["query_x"])
+        start = learnt.start(learnt.tensors)
 
         def task(t):
             part = keras.tree.map_structure(lambda x: x[t], episode)
-            begin = dataclasses.replace(start, state=self._state_of_task(start.state, first + t))
+            begin = dataclasses.replace(
+                start,
+                state=self._state_of_task(start.state, first + t),
+                order=_order(start, first + t, part),
+            )
 
             def visit(k, weights, state):
                 return self._answers_at(part, begin, weights, state, k)[1].outputs
@@ -149,7 +195,7 @@ class Adaptation:
 
     # --------------------------------------------------------------------------- one task
 
-    def _adapt(self, part, start):
+    def _adapt(self, part, start, tally=None):
         return self.inner.adapt(
             part["support_x"],
             part["support_y"],
@@ -158,11 +204,12 @@ class Adaptation:
             self.training,
             self.policy.support_by_batch[self.training],
             self.through_inputs,
+            tally,
         )
 
-    def _answers(self, part, start):
+    def _answers(self, part, start, tally=None):
         """The adapted network on its support set (None where nothing needs it) and on its queries."""
-        adapted = self._adapt(part, start)
+        adapted = self._adapt(part, start, tally)
         support, answers = self._answers_at(part, start, adapted.weights, adapted.state, self.steps)
         return adapted, support, answers
 
@@ -175,62 +222,90 @@ class Adaptation:
         answers = self._pass(start, weights, state, part["query_x"], k, by_batch, given)
         return support, answers
 
-    def _measured(self, part, start, queries, factor):
-        """Addends, answers and losses of a task; with a factor its meta-gradient among the addends."""
-        weights = [*start.adapted, *start.others]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights if factor is not None else [])
-            adapted, support, answers = self._answers(part, start)
-            parts = queries.loss.each(queries.targets, answers.outputs, queries.weights)
-            parts = tf.concat([parts, [tf.cast(answers.penalty, parts.dtype)]], axis=0)
-            loss = tf.reduce_sum(parts[:-1])
-            objective = (
-                None if factor is None else tf.reduce_sum(parts * tf.cast(factor, parts.dtype))
-            )
-        losses = self._losses(part, start, queries, adapted, support, loss)
-        losses["penalty"] = tf.cast(answers.penalty, self._scalar().dtype)
-        if factor is None:
-            return [], answers, losses
-        gradients = tape.gradient(objective, weights, unconnected_gradients="zero")
-        gradients = [tf.convert_to_tensor(g) for g in gradients]
-        statistics = self._statistics(part, start, adapted, answers)
-        state = [
-            _as_float(after) - _as_float(before)
-            for after, before in zip(answers.state, start.state, strict=True)
-        ]
-        return [*gradients, *statistics, *state], answers, losses
-
-    def _losses(self, part, start, queries, adapted, support, loss):
-        """All of the task's losses, before and after adaptation."""
+    def _measured(self, part, start, queries):
+        """Answers and losses of a task, before and after adaptation."""
+        adapted, support, answers = self._answers(part, start)
+        losses = self._losses(queries, answers)
         if support is None:
             by_batch = self.policy.support_by_batch[self.training]
             support = self._pass(
                 start, adapted.weights, adapted.state, part["support_x"], self.steps, by_batch
             )
-        after = self.inner.loss(part["support_y"], support.outputs)
+        after = self.inner.loss(part["support_y"], support.outputs, start.loss)
         given = None
         if self.policy.from_support:
             given = [s[0] for s in adapted.statistics] if self.steps else support.statistics
-        before = self._pass(
-            start,
-            start.adapted,
-            start.state,
-            part["query_x"],
-            0,
-            self.policy.query_by_batch[self.training],
-            given,
-        )
-        query_before = queries.loss(queries.targets, before.outputs, queries.weights)
-        values = {
-            "query_loss": loss,
-            "query_loss_before": query_before,
+        by_batch = self.policy.query_by_batch[self.training]
+        before = self._pass(start, start.adapted, start.state, part["query_x"], 0, by_batch, given)
+        losses |= {
+            "query_loss_before": queries.loss(queries.targets, before.outputs, queries.weights),
             "support_loss_before": adapted.losses[0] if self.steps else after,
             "support_loss_after": after,
         }
-        dtype = self._scalar().dtype
-        return {name: tf.cast(value, dtype) for name, value in values.items()}
+        return answers, self._cast(losses)
 
-    def _statistics(self, part, start, adapted, answers):
+    def _learning(self, part, learnt, queries, factor):
+        """Addends (of the gradient and of what follows the tasks), answers and losses of a task."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(learnt.tensors)
+            start = learnt.start(learnt.tensors)
+            tally = None
+            if queries.of_steps is not None:
+                tally = functools.partial(self._along_the_way, part, start, queries, factor)
+            adapted, _, answers = self._answers(part, start, tally)
+            objective = _weighed(_parts(queries, answers), factor)
+            if tally is not None:
+                last = tf.cast(queries.of_steps[-1], objective.dtype)
+                objective = last * objective + tf.cast(adapted.total, objective.dtype)
+        gradients = tape.gradient(objective, learnt.tensors, unconnected_gradients="zero")
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        return self._followed(part, start, adapted, answers, queries, gradients)
+
+    def _followed(self, part, start, adapted, answers, queries, gradients):
+        """What `_learning` gives, with these gradients."""
+        losses = self._losses(queries, answers)
+        losses["support_loss_before"] = (
+            adapted.losses[0] if self.steps else self._support_loss(part, start)
+        )
+        state = [
+            _as_float(after) - _as_float(before)
+            for after, before in zip(answers.state, start.state, strict=True)
+        ]
+        statistics = self._statistics(adapted, answers)
+        return (
+            (gradients, statistics, state, adapted.optimizer),
+            answers,
+            self._cast(losses),
+        )
+
+    def _along_the_way(self, part, start, queries, factor, k, weights, others, state):
+        """The queries' loss before step k, weighed: 0 before the first one."""
+        weight = tf.cast(queries.of_steps[tf.maximum(k - 1, 0)], factor.dtype)
+        begin = dataclasses.replace(start, others=others)
+
+        def loss():
+            answers = self._answers_at(part, begin, weights, state, k)[1]
+            return weight * tf.cast(_weighed(_parts(queries, answers), factor), weight.dtype)
+
+        counts = (k > 0) & (weight > 0)
+        if self.vectorized:  # A branch cannot be; the pass is run in vain.
+            return tf.where(counts, loss(), tf.zeros([], factor.dtype))
+        return tf.cond(counts, loss, lambda: tf.zeros([], factor.dtype))
+
+    def _losses(self, queries, answers):
+        parts = _parts(queries, answers)
+        return {"query_loss": tf.reduce_sum(parts[:-1]), "penalty": parts[-1]}
+
+    def _cast(self, losses):
+        dtype = self._scalar().dtype
+        return {name: tf.cast(value, dtype) for name, value in losses.items()}
+
+    def _support_loss(self, part, start):
+        by_batch = self.policy.support_by_batch[self.training]
+        support = self._pass(start, start.adapted, start.state, part["support_x"], 0, by_batch)
+        return self.inner.loss(part["support_y"], support.outputs, start.loss)
+
+    def _statistics(self, adapted, answers):
         """What the moving statistics follow: those of the start's support pass, or of every pass."""
         if self.policy.per_step:
             pairs = zip(adapted.statistics, answers.statistics, strict=True)
@@ -242,7 +317,7 @@ class Adaptation:
     def _pass(self, start, weights, state, inputs, k, by_batch, given=None):
         given = self._given(start, k) if given is None else given
         outputs, statistics, state, penalty = self.network(
-            weights, start.others, given, state, inputs, self.training, by_batch
+            weights, start.others_at(k), given, state, inputs, self.training, by_batch
         )
         return _Pass(outputs, statistics, state, penalty)
 
@@ -267,13 +342,13 @@ class Adaptation:
         outputs = self.network.model.compute_output_spec(symbolic)
         return keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), outputs)
 
-    def _zeros(self, start, training):
-        if not training:
-            return []
-        statistics = [tf.zeros_like(x) for x in start.statistics]
-        state = [tf.zeros_like(_as_float(x)) for x in start.state]
-        weights = [tf.zeros_like(w) for w in (*start.adapted, *start.others)]
-        return [*weights, *statistics, *state]
+    def _zeros(self, learnt):
+        """The sums over no tasks: of gradients, statistics, state and the inner optimiser's state."""
+        start = learnt.start(learnt.tensors)
+        optimizer = start.optimizer
+        optimizer = self.inner.optimizer.start(start.adapted) if optimizer is None else optimizer
+        groups = learnt.tensors, start.statistics, map(_as_float, start.state), optimizer
+        return [[tf.zeros_like(x) for x in group] for group in groups]
 
     def _scalar(self):
         is_double = any(v.dtype == "float64" for v in self.network.adapted)
@@ -288,6 +363,8 @@ LOSSES = (
     "support_loss_after",
     "penalty",
 )
+# Those that meta-training has without further passes.
+LOSSES_OF_TRAINING = ("query_loss", "support_loss_before", "penalty")
 
 
 @dataclasses.dataclass
@@ -305,3 +382,20 @@ def _length(x):
 def _as_float(x):
     """State in a type that can be averaged."""
     return x if x.dtype.is_floating else tf.cast(x, tf.float64)
+
+
+def _order(start, number, part):
+    """The rows that each step takes of a task's support set; None for all."""
+    if start.order is None:
+        return None
+    return start.order(number, _length(keras.tree.flatten(part["support_x"])[0]))
+
+
+def _parts(queries, answers):
+    """The queries' loss of every output, and last what layers add."""
+    parts = queries.loss.each(queries.targets, answers.outputs, queries.weights)
+    return tf.concat([parts, [tf.cast(answers.penalty, parts.dtype)]], axis=0)
+
+
+def _weighed(parts, factor):
+    return tf.reduce_sum(parts * tf.cast(factor, parts.dtype))

@@ -70,6 +70,43 @@ class RMSprop:
         return after, squares
 
 
+class Clipped:
+    """Another optimiser on clipped gradients, as Keras clips them.
+
+    Args:
+        optimizer: the optimiser.
+        clipvalue: bound of every entry.
+        clipnorm: bound of each tensor's norm.
+        global_clipnorm: bound of the norm of all tensors together. One of the three; the others are None.
+    """
+
+    def __init__(self, optimizer, clipvalue=None, clipnorm=None, global_clipnorm=None):
+        self.optimizer = optimizer
+        self.clipvalue, self.clipnorm, self.global_clipnorm = clipvalue, clipnorm, global_clipnorm
+
+    def start(self, weights):
+        return self.optimizer.start(weights)
+
+    def step(self, k, weights, gradients, state, rates):
+        return self.optimizer.step(k, weights, self._clipped(gradients), state, rates)
+
+    def _clipped(self, gradients):
+        if self.clipvalue is not None:
+            return [tf.clip_by_value(g, -self.clipvalue, self.clipvalue) for g in gradients]
+        squares = [tf.reduce_sum(tf.square(g)) for g in gradients]
+        if self.clipnorm is not None:
+            return [g * _factor(self.clipnorm, s) for g, s in zip(gradients, squares, strict=True)]
+        factor = _factor(self.global_clipnorm, tf.add_n(squares))
+        return [g * tf.cast(factor, g.dtype) for g in gradients]
+
+
+def _factor(bound, square):
+    """What brings a norm, given by its square, down to the bound."""
+    norm = _root(square)
+    bound = tf.cast(bound, norm.dtype)
+    return bound / tf.maximum(norm, bound)
+
+
 def _root(x):
     """The square root, with gradient 0 where x is 0: a weight without gradient stays so, without NaN."""
     positive = x > 0
@@ -79,9 +116,6 @@ def _root(x):
 # Options of Keras's optimisers that inner steps do not have, and the values that say so.
 _NEUTRAL = {
     "weight_decay": (None, 0),
-    "clipnorm": (None,),
-    "clipvalue": (None,),
-    "global_clipnorm": (None,),
     "use_ema": (False,),
     "gradient_accumulation_steps": (None,),
     "loss_scale_factor": (None,),
@@ -115,13 +149,20 @@ def from_keras(optimizer: "keras.optimizers.Optimizer"):
             "`inner_optimizer` must have a constant learning rate. "
             f"Received: learning_rate={rate!r}"
         )
+    pure = _pure(optimizer, config)
+    bounds = {name: config.get(name) for name in ("clipvalue", "clipnorm", "global_clipnorm")}
+    is_clipped = any(bound is not None for bound in bounds.values())
+    return Clipped(pure, **bounds) if is_clipped else pure, rate
+
+
+def _pure(optimizer, config):
     if isinstance(optimizer, keras.optimizers.Adam):
-        return Adam(config["beta_1"], config["beta_2"], config["epsilon"]), rate
+        return Adam(config["beta_1"], config["beta_2"], config["epsilon"])
     if isinstance(optimizer, keras.optimizers.RMSprop):
         if config["momentum"]:
             raise ValueError(
                 "`inner_optimizer` must not use `momentum` in RMSprop. "
                 f"Received: momentum={config['momentum']}"
             )
-        return RMSprop(config["rho"], config["epsilon"]), rate
-    return SGD(config["momentum"], config["nesterov"]), rate
+        return RMSprop(config["rho"], config["epsilon"])
+    return SGD(config["momentum"], config["nesterov"])

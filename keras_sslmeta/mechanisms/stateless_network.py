@@ -23,6 +23,7 @@ class StatelessNetwork:
         others: the other trainable ones: meta-learnt, the same for every task.
         statistics: the moving statistics of its `keras.layers.BatchNormalization` layers.
         momenta, are_frozen: of the layers of these statistics.
+        constrained: whether an adapted variable has a constraint.
         state: everything else that is not trainable: random states, custom layers' averages, counters.
     """
 
@@ -43,6 +44,7 @@ class StatelessNetwork:
         with second_derivatives.exact():  # Momenta are others' while another thread is in a call.
             for layer in self.norms:
                 self._add(layer, trainable)
+        self.constrained = any(v.constraint is not None for v in self.adapted)
         known = {id(v) for v in self.statistics}
         self.state = [v for v in model.non_trainable_variables if id(v) not in known]
 

@@ -1,6 +1,7 @@
 """`AdaptingModel`: what meta-learners that adapt by gradient steps share."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,33 +11,27 @@ import tensorflow as tf
 from keras_sslmeta.mechanisms import (
     arguments,
     byte_images,
-    cross_replica,
+    followed_state,
     inner_optimizers,
     model_copy,
-    multi_worker,
     normalization_policy,
-    second_derivatives,
 )
-from keras_sslmeta.mechanisms.adaptation import Adaptation, Queries
+from keras_sslmeta.mechanisms.adaptation import Adaptation, Learnt, Results
 from keras_sslmeta.mechanisms.inner_loop import InnerLoop, Start
+from keras_sslmeta.mechanisms.learnt_loss import LearntLoss
 from keras_sslmeta.mechanisms.stateless_network import StatelessNetwork
 from keras_sslmeta.mechanisms.task_loss import TaskLoss
-from keras_sslmeta.meta.episodic import (
-    EpisodicModel,
-    check_queries,
-    number_of_tasks,
-    weights_of_queries,
-)
-
-_REPORTS = ("support_loss_before", "support_loss_after", "query_loss_before")
+from keras_sslmeta.meta.meta_step import MetaStep
 
 
-class AdaptingModel(EpisodicModel):
+class AdaptingModel(MetaStep):
     """Parent of meta-learners whose model adapts to a task by gradient steps on its support set.
 
     `train_step` sums the tasks' meta-gradients in a loop over tasks, each at the memory of one inner step.
     `MAML` documents the arguments.
     """
+
+    adaptation_class = Adaptation
 
     def __init__(
         self,
@@ -49,6 +44,7 @@ class AdaptingModel(EpisodicModel):
         inner_loss=None,
         adapted=None,
         batch_normalization: str = "transductive",
+        vectorized: bool = False,
         **kwargs,
     ):
         super().__init__(model, **kwargs)
@@ -65,8 +61,22 @@ class AdaptingModel(EpisodicModel):
             raise ValueError(
                 f"`second_order` must be True or False. Received: second_order={second_order!r}"
             )
-        self.second_order = second_order
+        if not isinstance(vectorized, bool):
+            raise ValueError(
+                f"`vectorized` must be True or False. Received: vectorized={vectorized!r}"
+            )
+        self.second_order, self.vectorized = second_order, vectorized
         self.inner_optimizer = inner_optimizer
+        if isinstance(inner_loss, keras.Layer) and not inner_loss.built:
+            raise ValueError(
+                "`inner_loss` must be built if it is a layer with weights to learn: call it once on "
+                f"`[targets, outputs]`, or make it a functional model. Received: {inner_loss!r}"
+            )
+        if isinstance(inner_loss, keras.Layer) and not second_order:
+            raise ValueError(
+                "`second_order` must be True where `inner_loss` has weights to learn: what they do to a "
+                "gradient is a second derivative. Received: second_order=False"
+            )
         self.inner_loss = inner_loss
         self.adapted = adapted
         self.batch_normalization = batch_normalization
@@ -77,7 +87,7 @@ class AdaptingModel(EpisodicModel):
                 "`adapted` must be a function from a variable to whether the inner loop changes it, "
                 f"such as `lambda v: 'head' in v.path`. Received: {adapted!r}"
             )
-        self._reports = [keras.metrics.Mean(name=name) for name in _REPORTS]
+        self.build_reports()
         self.step_statistics: list[Any] = []
         self._loss_weights = None
         self._functions: dict[tuple, Any] = {}
@@ -117,12 +127,13 @@ class AdaptingModel(EpisodicModel):
         self._check_support(support_x, support_y)
         support_x = byte_images.as_the_model_takes_them(self.model, support_x)
         run = self._function("adapt", steps)
-        weights, state, statistics = run(support_x, support_y)
+        weights, others, state, statistics = run(support_x, support_y)
         network = self._network()
         news = {
             id(v): x
             for variables, values in (
                 (network.adapted, weights),
+                (network.others, others),
                 (network.state, state),
                 (network.statistics, statistics),
             )
@@ -197,7 +208,7 @@ class AdaptingModel(EpisodicModel):
         """
         if loss is None:
             raise ValueError(
-                "MAML has no loss of its own: pass that of the task, such as "
+                f"{type(self).__name__} has no loss of its own: pass that of the task, such as "
                 "`loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Received: loss=None"
             )
         TaskLoss(loss, loss_weights, getattr(self.model, "output_names", None))
@@ -208,33 +219,6 @@ class AdaptingModel(EpisodicModel):
             optimizer, loss, loss_weights=loss_weights, jit_compile=jit_compile, **kwargs
         )
 
-    def call(self, inputs, training=None):
-        episode = self.episode_of(inputs)
-        adaptation, start = self._adaptation(bool(training), through_inputs=True)
-        checks = self._checks_of_labels(adaptation, episode)
-        with tf.control_dependencies(checks):
-            return adaptation.each(episode, start).outputs
-
-    def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        episode = self.episode_of(x)
-        adaptation, start = self._adaptation(training=True)
-        scale = self.optimizer.scale_loss(tf.ones([], _factor_dtype(start.adapted)))
-        with second_derivatives.explained(self.model):
-            results = self._measured(adaptation, start, episode, y, sample_weight, scale)
-        loss = self._loss(x, y, results, sample_weight, training=True)
-        self._apply(adaptation, results.gradients, scale)
-        self._follow(adaptation, results, episode)
-        return self._logs(x, y, results, sample_weight, loss)
-
-    def test_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        episode = self.episode_of(x)
-        adaptation, start = self._adaptation(training=False)
-        results = self._measured(adaptation, start, episode, y, sample_weight)
-        loss = self._loss(x, y, results, sample_weight, training=False)
-        return self._logs(x, y, results, sample_weight, loss)
-
     def get_config(self):
         config = {
             "inner_steps": self.inner_steps,
@@ -242,12 +226,55 @@ class AdaptingModel(EpisodicModel):
             "second_order": self.second_order,
             "test_inner_steps": self.test_inner_steps,
             "batch_normalization": self.batch_normalization,
+            "vectorized": self.vectorized,
         }
         objects = {
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in ("inner_optimizer", "inner_loss", "adapted")
         }
         return {**super().get_config(), **config, **objects}
+
+    # ------------------------------------------------------------------------ for the methods
+
+    def is_adapted(self) -> "Callable[[Any], bool] | None":
+        """From a variable to whether inner steps change it; None for all trainable ones."""
+        return self.adapted
+
+    def method_weights(self) -> list:
+        """What a method learns beside the model's weights: variables of its own."""
+        return []
+
+    def start_of(self, start: Start, weights: "list[tf.Tensor]", steps: int) -> Start:
+        """What tasks start from: the plain start, changed by a method's own weights.
+
+        Args:
+            start: from the model's weights.
+            weights: values of `method_weights()`.
+            steps: number of inner steps.
+        """
+        return start
+
+    def after_step(self, adaptation: Adaptation, results: Results, tasks: tf.Tensor) -> None:
+        """What follows a step of meta-training: statistics and other state that is not trained."""
+        followed_state.follow(
+            adaptation.network, self._policy, self.step_statistics, results, tasks
+        )
+
+    def inner_loop(self, network: StatelessNetwork, training: bool) -> InnerLoop:
+        """How inner steps are taken, and differentiated."""
+        return self.loop_of(InnerLoop, network, training)
+
+    def loop_of(self, kind: type, network: StatelessNetwork, training: bool, **arguments):
+        """An `InnerLoop`, or a subclass with further arguments."""
+        return kind(
+            network,
+            self._inner_loss(),
+            self._inner_step()[0],
+            self.second_order,
+            every_statistic=training and self._policy.per_step,
+            learnt_rates=bool(self.method_weights()),
+            **arguments,
+        )
 
     # ------------------------------------------------------------------------------- within
 
@@ -264,20 +291,20 @@ class AdaptingModel(EpisodicModel):
         return self._functions[key]
 
     def _adapted(self, steps, support_x, support_y):
-        adaptation, start = self._adaptation(training=False, steps=steps)
+        adaptation, learnt = self.adaptation(training=False, steps=steps)
         one = keras.tree.map_structure(lambda x: x[None], (support_x, support_y))
-        checks = self._checks_of_labels(adaptation, {"query_x": one[0], "support_y": one[1]})
+        checks = self.checks_of_labels(adaptation, {"query_x": one[0], "support_y": one[1]})
         with tf.control_dependencies(checks):
-            adapted, statistics = adaptation.one(support_x, support_y, start)
-            return adapted.weights, adapted.state, statistics
+            adapted, start, statistics = adaptation.one(support_x, support_y, learnt)
+            return adapted.weights, start.others_at(steps), adapted.state, statistics
 
     def _predicted_along(self, steps, episode):
-        adaptation, start = self._adaptation(training=False, steps=steps)
-        with tf.control_dependencies(self._checks_of_labels(adaptation, episode)):
-            return adaptation.along(episode, start)
+        adaptation, learnt = self.adaptation(training=False, steps=steps)
+        with tf.control_dependencies(self.checks_of_labels(adaptation, episode)):
+            return adaptation.along(episode, learnt)
 
     def _network(self):
-        return StatelessNetwork(self.model, self.adapted)
+        return StatelessNetwork(self.model, self.is_adapted())
 
     def _steps(self, training):
         return (
@@ -291,138 +318,65 @@ class AdaptingModel(EpisodicModel):
         with tf.init_scope():  # Its learning rate is a variable, to be read here and now.
             return inner_optimizers.from_keras(self.inner_optimizer)
 
-    def _task_losses(self):
-        """The loss of the inner loop and that of the queries."""
+    def task_losses(self):
+        outer = None
         names = getattr(self.model, "output_names", None)
-        outer = TaskLoss(self.loss, self._loss_weights, names) if self.compiled else None
-        inner = outer if self.inner_loss is None else TaskLoss(self.inner_loss, None, names)
-        if inner is None:
+        if self.compiled:
+            outer = TaskLoss(self.loss, self._loss_weights, names)
+        if self.inner_loss is None and outer is None:
             raise ValueError(
-                "MAML needs a loss to adapt by: call `compile(loss=…)` first, or pass `inner_loss`. "
-                "Received: neither"
+                f"{type(self).__name__} needs a loss to adapt by: call `compile(loss=…)` first, or "
+                "pass `inner_loss`. Received: neither"
             )
-        return inner, outer
+        if isinstance(self.inner_loss, keras.Layer):
+            return None, outer
+        return outer if self.inner_loss is None else TaskLoss(self.inner_loss, None, names), outer
 
-    def _adaptation(self, training, steps=None, through_inputs=False):
+    def _inner_loss(self):
+        """``(targets, outputs, weights of the loss) → scalar``."""
+        loss, _ = self.task_losses()
+        if loss is None:
+            return LearntLoss(self.inner_loss)
+        return lambda targets, outputs, _: loss(targets, outputs)
+
+    def _learnt_loss_weights(self):
+        is_layer = isinstance(self.inner_loss, keras.Layer)
+        return list(self.inner_loss.trainable_variables) if is_layer else []
+
+    def learnt_variables(self, network):
+        """All that gets a meta-gradient, in the order of `Learnt.tensors`."""
+        return [
+            *network.adapted,
+            *network.others,
+            *self._learnt_loss_weights(),
+            *self.method_weights(),
+        ]
+
+    def adaptation(self, training, steps=None, through_inputs=False):
         """How to adapt, and what every task starts from: variables, read once, before any loop."""
         network = self._network()
-        optimizer, rate = self._inner_step()
-        inner = InnerLoop(
-            network,
-            self._task_losses()[0],
-            optimizer,
-            self.second_order,
-            every_statistic=training and self._policy.per_step,
-        )
         steps = self._steps(training) if steps is None else steps
-        adaptation = Adaptation(network, inner, self._policy, steps, training, through_inputs)
+        adaptation = self.adaptation_class(
+            network,
+            self.inner_loop(network, training),
+            self._policy,
+            steps,
+            training,
+            through_inputs,
+            self.vectorized,
+        )
+        rate = self._inner_step()[1]
         statistics = self.step_statistics if self._policy.per_step else network.statistics
-        adapted = _values(network.adapted)
-        start = Start(
-            adapted,
-            _values(network.others),
-            [tf.constant(rate, w.dtype) for w in adapted],
-            _values(network.state),
-            _values(statistics),
-        )
-        return adaptation, start
+        state, statistics = _values(network.state), _values(statistics)
+        sizes = [len(network.adapted), len(network.others), len(self._learnt_loss_weights())]
 
-    def _measured(self, adaptation, start, episode, y, sample_weight, scale=None):
-        """Results with losses, and with gradients where a scale for them is given."""
-        if y is None:
-            raise ValueError(
-                "Episodes must bring the queries' targets, ({…}, query_y). Received: no query_y"
-            )
-        y = keras.tree.map_structure(tf.convert_to_tensor, y)
-        outer = self._task_losses()[1]
-        check_queries(y, sample_weight, episode)
-        queries = Queries(y, outer)
-        if sample_weight is not None:
-            queries.weights = weights_of_queries(sample_weight, episode["query_x"])
-        factors = None
-        if scale is not None:
-            outputs = adaptation.specs(episode["query_x"])
-            tasks = number_of_tasks(episode)
-            factors = scale * outer.factors(y, outputs, queries.weights, tasks, scale.dtype)
-        checks = self._checks_of_labels(adaptation, episode, y)
-        with tf.control_dependencies(checks):
-            return adaptation.each(episode, start, queries, factors)
+        def start(tensors):
+            adapted, others, of_loss, own = _split(tensors, sizes)
+            rates = [tf.constant(rate, w.dtype) for w in adapted]
+            plain = Start(adapted, others, rates, state, statistics, of_loss)
+            return self.start_of(plain, own, steps)
 
-    def _apply(self, adaptation, gradients, scale):
-        network = adaptation.network
-        by_variable = {
-            id(v): g for v, g in zip((*network.adapted, *network.others), gradients, strict=True)
-        }
-        with tf.GradientTape() as tape:
-            # Regularisers, on the meta-weights.
-            penalties = [tf.reduce_sum(x) for x in self.losses]
-            penalty = tf.add_n(penalties) / cross_replica.count() if penalties else None
-            penalty = None if penalty is None else penalty * tf.cast(scale, penalty.dtype)
-        # In the order of Keras's optimisers, which know their slots by it when a model is loaded.
-        weights = self.trainable_variables
-        gradients = [by_variable[id(v)] for v in weights]
-        if penalties:
-            of_penalty = tape.gradient(penalty, [v.value for v in weights])
-            gradients = [
-                g if p is None else g + tf.convert_to_tensor(p)
-                for g, p in zip(gradients, of_penalty, strict=True)
-            ]
-        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-
-    def _follow(self, adaptation, results, episode):
-        """Moves the state that is not trained: statistics, random states, layers' own averages."""
-        network = adaptation.network
-        count = cross_replica.total(number_of_tasks(episode))
-
-        def mean(total):
-            return cross_replica.total(total) / tf.cast(count, total.dtype)
-
-        if self._policy.moving:
-            pairs = zip(network.statistics, network.momenta, results.statistics, strict=True)
-            for i, (variable, momentum, total) in enumerate(pairs):
-                if network.are_frozen[i]:
-                    continue
-                new = mean(total)
-                if self._policy.per_step:
-                    steps = self.step_statistics[i]
-                    steps.assign(steps * momentum + new * (1 - momentum))
-                    new = new[0]
-                variable.assign(variable * momentum + new * (1 - momentum))
-        random = network.random_states()
-        for variable, total, is_random in zip(network.state, results.state, random, strict=True):
-            if is_random:
-                variable.assign(variable.value + tf.constant([0, 1], variable.value.dtype))
-                continue
-            if variable.value.dtype == tf.bool:
-                continue
-            change = mean(total)
-            if not variable.value.dtype.is_floating:
-                change = tf.round(change)
-            variable.assign(variable.value + tf.cast(change, variable.value.dtype))
-
-    def _loss(self, x, y, results, sample_weight, training):
-        """The loss for the history: of all queries, with regularisers and what layers add."""
-        loss = self._compute_loss(x, y, results.outputs, sample_weight, training=training)
-        tasks = tf.cast(number_of_tasks(x), results.losses["penalty"].dtype)
-
-        def mean(name):
-            value = tf.math.divide_no_nan(tf.reduce_sum(results.losses[name]), tasks)
-            return tf.cast(value / cross_replica.count(), loss.dtype)
-
-        if self._task_losses()[1].reduction in ("sum_over_batch_size", "mean"):
-            # The same, but for masks, which the queries of all tasks as one batch have lost.
-            penalties = [tf.reduce_sum(tf.cast(x, loss.dtype)) for x in self.losses]
-            loss = mean("query_loss") + sum(penalties) / cross_replica.count()
-        return loss + mean("penalty")
-
-    def _logs(self, x, y, results, sample_weight, loss):
-        tasks = number_of_tasks(x)
-        self._loss_tracker.update_state(loss * cross_replica.count(), sample_weight=tasks)
-        for report in self._reports:
-            report.update_state(results.losses[report.name])
-        return multi_worker.reducible(
-            self.compute_metrics(x, y, results.outputs, sample_weight=sample_weight)
-        )
+        return adaptation, Learnt(_values(self.learnt_variables(network)), start)
 
     def _check_support(self, support_x, support_y):
         inputs = getattr(self.model, "inputs", None) or []
@@ -441,18 +395,14 @@ class AdaptingModel(EpisodicModel):
                 f"Received: {lengths[0]} and {lengths[1]}"
             )
 
-    def _checks_of_labels(self, adaptation, episode, query_y=None):
-        """Assertions that labels are classes of the head: TensorFlow gives NaN for others on a GPU."""
-        outputs = adaptation.specs(episode["query_x"])
-        inner, outer = self._task_losses()
-        checks = inner.checks_of_labels("support_y", episode["support_y"], outputs)
-        if query_y is not None:
-            checks += outer.checks_of_labels("query_y", query_y, outputs)
-        return checks
 
-
-def _factor_dtype(weights):
-    return tf.float64 if any(w.dtype == tf.float64 for w in weights) else tf.float32
+def _split(tensors, sizes):
+    """Groups of these sizes, and what is left."""
+    tensors, groups = list(tensors), []
+    for size in sizes:
+        groups.append(tensors[:size])
+        tensors = tensors[size:]
+    return *groups, tensors
 
 
 def _every_step(variable, passes):

@@ -185,6 +185,11 @@ def check_episode(inputs) -> dict:
             f"An episode must have the keys {', '.join(_KEYS)}; {', '.join(missing)} is missing. "
             f"Received: {', '.join(map(str, inputs))}"
         )
+    if "query_y" in inputs:
+        raise ValueError(
+            "`query_y` must not be part of the episode that a model is given: it stands beside it, "
+            f"({{…}}, query_y), as what is to be found. Received: {', '.join(map(str, inputs))}"
+        )
     episode = {key: keras.tree.map_structure(tf.convert_to_tensor, inputs[key]) for key in _KEYS}
     shapes = {key: [x.shape for x in keras.tree.flatten(value)] for key, value in episode.items()}
     for key, several in shapes.items():

@@ -76,8 +76,9 @@ class MAML(AdaptingModel):
 
     Returns:
         `call` and `predict`: the adapted models' predictions for the queries, `(tasks, queries, …)`.
-        `fit` and `evaluate` report, beside `loss` (queries after adaptation, and regularisers of θ) and
-        the metrics, `query_loss_before`, `support_loss_before` and `support_loss_after`.
+        `fit` reports, beside `loss` (queries after adaptation, and regularisers of θ) and the metrics,
+        `support_loss_before`; `evaluate`, and `fit` on validation data, also `query_loss_before` and
+        `support_loss_after`, which would cost meta-training further passes.
 
     Raises:
         ValueError: if an argument is out of its range; if `model` has no trainable weights, or `adapted`
@@ -94,7 +95,7 @@ class MAML(AdaptingModel):
     >>> maml.compile(keras.optimizers.Adam(1e-3), loss="mse")
     >>> history = maml.fit(ksm.data.sinusoids(seed=0).batch(25), steps_per_epoch=2, verbose=0)
     >>> sorted(history.history)
-    ['loss', 'query_loss_before', 'support_loss_after', 'support_loss_before']
+    ['loss', 'support_loss_before']
     >>> episode, query_y = next(iter(ksm.data.sinusoids(seed=1)))
     >>> specialist = maml.adapt(episode["support_x"], episode["support_y"], steps=10)
     >>> specialist.predict(episode["query_x"], verbose=0).shape

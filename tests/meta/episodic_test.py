@@ -143,8 +143,8 @@ def frozen():
         ({"inner_optimizer": keras.optimizers.Adagrad(0.1)}, "`inner_optimizer` must be.*Adagrad"),
         ({"inner_optimizer": "sgd"}, "`inner_optimizer` must be.*'sgd'"),
         (
-            {"inner_optimizer": keras.optimizers.SGD(0.1, clipnorm=1.0)},
-            "`inner_optimizer` must not use `clipnorm`",
+            {"inner_optimizer": keras.optimizers.SGD(0.1, weight_decay=1.0)},
+            "`inner_optimizer` must not use `weight_decay`",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from keras_sslmeta.mechanisms.adaptation import Learnt
 from keras_sslmeta.mechanisms.inner_loop import Start
 from keras_sslmeta.meta import MAML
 
@@ -283,7 +284,8 @@ def test_finite_differences_in_all_that_enters(policy, optimizer, in_graph):
     )
     maml.compile("sgd", "mse")
     x, y = episodes(tasks=2)
-    _, begin = maml._adaptation(training=True, through_inputs=True)
+    _, learnt = maml.adaptation(training=True, through_inputs=True)
+    begin = learnt.start(learnt.tensors)
     rng = np.random.default_rng(4)
     count = len(maml._inner_step()[0].start(begin.adapted))
     groups = {
@@ -300,11 +302,13 @@ def test_finite_differences_in_all_that_enters(policy, optimizer, in_graph):
     def meta_loss(groups):
         values = {key: groups[key] for key in ("adapted", "others", "rates", "optimizer")}
         # Variables are read within, as `call` does.
-        adaptation, begin = maml._adaptation(training=True, through_inputs=True)
+        adaptation, learnt = maml.adaptation(training=True, through_inputs=True)
+        begin = learnt.start(learnt.tensors)
         start = Start(state=begin.state, statistics=begin.statistics, **values)
         episode = {key: tf.identity(value) for key, value in x.items()}
         episode["support_x"] = groups["support_x"][0]
-        return tf.reduce_mean((adaptation.each(episode, start).outputs - y) ** 2)
+        outputs = adaptation.each(episode, Learnt([], lambda _: start)).outputs
+        return tf.reduce_mean((outputs - y) ** 2)
 
     meta_loss = tf.function(meta_loss) if in_graph else meta_loss
     with tf.GradientTape() as tape:

@@ -148,6 +148,7 @@ def test_predict_along_is_predict_after_each_step():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_reports_are_losses_of_adapted_models(training):
+    """All in evaluation; in meta-training those that need no further passes."""
     maml = meta(optimizer=keras.optimizers.SGD(0.0))
     tasks = range(TASKS)
     models = [maml.adapt(X["support_x"][t], X["support_y"][t]) for t in tasks]
@@ -163,6 +164,7 @@ def test_reports_are_losses_of_adapted_models(training):
     }
     if training:  # Two batches, of two tasks and of one.
         got = {key: values[0] for key, values in fit(maml, batch_size=2).items()}
+        wanted = {key: wanted[key] for key in ("loss", "support_loss_before")}
     else:
         got = maml.evaluate(X, Y, batch_size=2, verbose=0, return_dict=True)
     assert set(got) == set(wanted)
