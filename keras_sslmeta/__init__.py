@@ -19,9 +19,13 @@ from keras_sslmeta.meta import (
     IMAML,
     MAML,
     MAMLPlusPlus,
+    MatchingNetwork,
     MetaSGD,
+    PrototypicalNetwork,
     PsCo,
+    RelationNetwork,
     Reptile,
+    RidgeHead,
 )
 from keras_sslmeta.ssl import SimCLR
 
@@ -34,9 +38,13 @@ __all__ = [
     "IMAML",
     "MAML",
     "MAMLPlusPlus",
+    "MatchingNetwork",
     "MetaSGD",
+    "PrototypicalNetwork",
     "PsCo",
+    "RelationNetwork",
     "Reptile",
+    "RidgeHead",
     "SimCLR",
     "__version__",
     "callbacks",

@@ -47,7 +47,9 @@ class SimilarityLoss(BatchLoss):
         """In full precision, by √T on either side, so that a product is a similarity over T, and rows
         that are also keys are the same vectors."""
         x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
-        if isinstance(self.temperature, keras.Variable):  # It gets a gradient, which `length` does not.
+        if isinstance(
+            self.temperature, keras.Variable
+        ):  # It gets a gradient, which `length` does not.
             scale = tf.cast(self.temperature, x.dtype) ** -0.5
             return (unit_vectors.normalize(x) if self.normalize else x) * scale
         scale = self.temperature**-0.5

@@ -216,7 +216,9 @@ class Adaptation:
     def _answers_at(self, part, start, weights, state, k):
         support, given = None, None
         if self.policy.from_support and self.network.statistics:
-            support = self._pass(start, weights, state, part["support_x"], k, True)
+            support = self._pass(
+                start, weights, state, part["support_x"], k, True, through_statistics=True
+            )
             given, state = support.statistics, support.state
         by_batch = self.policy.query_by_batch[self.training]
         answers = self._pass(start, weights, state, part["query_x"], k, by_batch, given)
@@ -314,10 +316,19 @@ class Adaptation:
             return [s[0] for s in adapted.statistics]
         return answers.statistics
 
-    def _pass(self, start, weights, state, inputs, k, by_batch, given=None):
+    def _pass(
+        self, start, weights, state, inputs, k, by_batch, given=None, through_statistics=False
+    ):
         given = self._given(start, k) if given is None else given
         outputs, statistics, state, penalty = self.network(
-            weights, start.others_at(k), given, state, inputs, self.training, by_batch
+            weights,
+            start.others_at(k),
+            given,
+            state,
+            inputs,
+            self.training,
+            by_batch,
+            through_statistics,
         )
         return _Pass(outputs, statistics, state, penalty)
 

@@ -12,7 +12,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import cross_replica, random_state, second_derivatives
+from keras_sslmeta.mechanisms import (
+    batch_normalization,
+    cross_replica,
+    random_state,
+    second_derivatives,
+)
 
 
 class StatelessNetwork:
@@ -67,6 +72,7 @@ class StatelessNetwork:
         inputs: Any,
         training: bool,
         batch_statistics: bool,
+        through_statistics: bool = False,
     ) -> "tuple[Any, list[tf.Tensor], list[tf.Tensor], tf.Tensor]":
         """The model's outputs on `inputs`, with these tensors for its variables.
 
@@ -76,11 +82,13 @@ class StatelessNetwork:
             training: whether the layers but batch normalisation are in training mode.
             batch_statistics: whether batch normalisation uses the statistics of `inputs`, in place of
                 `statistics`.
+            through_statistics: whether the statistics that come back are a differentiable function of the
+                weights; they may count as constants otherwise.
 
         Returns:
             `(outputs, statistics, state, penalty)`: with `batch_statistics` the statistics are those of
-            `inputs`, as a differentiable function of the weights; else those that came. The penalty is
-            the sum of what layers add to the loss (activity regularisers, `add_loss`), a scalar.
+            `inputs`; else those that came. The penalty is the sum of what layers add to the loss
+            (activity regularisers, `add_loss`), a scalar.
         """
         mapping = [
             *zip(self.adapted, adapted, strict=True),
@@ -90,7 +98,7 @@ class StatelessNetwork:
         ]
         with (
             second_derivatives.exact(),
-            _normalizing_by_batch(self.norms, batch_statistics),
+            _normalizing_by_batch(self.norms, batch_statistics, through_statistics),
             keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope,
         ):
             outputs = self.model(inputs, training=training)
@@ -150,7 +158,7 @@ def _value(scope, variable):
 
 
 @contextlib.contextmanager
-def _normalizing_by_batch(layers, by_batch):
+def _normalizing_by_batch(layers, by_batch, through_statistics):
     """Batch normalisation by the batch's own statistics or by given ones, whatever `training` says.
 
     With a momentum of 0 a layer's moving statistics become those of the batch exactly.
@@ -158,7 +166,7 @@ def _normalizing_by_batch(layers, by_batch):
     momenta = [layer.momentum for layer in layers]
     try:
         for layer in layers:
-            layer.call = _with_training(layer, by_batch)
+            layer.call = _with_training(layer, by_batch, through_statistics)
             layer.momentum = 0.0
         yield
     finally:
@@ -167,10 +175,21 @@ def _normalizing_by_batch(layers, by_batch):
             layer.momentum = momentum
 
 
-def _with_training(layer, by_batch):
+def _with_training(layer, by_batch, through_statistics):
     call = type(layer).call
 
     def fixed(inputs, **kwargs):
+        in_closed_form = by_batch and not through_statistics
+        if in_closed_form and batch_normalization.applies(layer, inputs, kwargs.get("mask")):
+            scale, shift = (
+                None if v is None else tf.cast(v, inputs.dtype) for v in (layer.gamma, layer.beta)
+            )
+            outputs, mean, variance = batch_normalization.normalized(
+                inputs, scale, shift, layer.epsilon
+            )
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(variance)
+            return tf.cast(outputs, layer.compute_dtype)
         if layer._call_has_training_arg:
             kwargs["training"] = by_batch
         return call(layer, inputs, **kwargs)

@@ -23,7 +23,7 @@ class TaskLoss:
     """
 
     def __init__(self, loss: Any, loss_weights: Any = None, output_names=None):
-        self._loss, self._weights, self._names = loss, loss_weights, output_names
+        self.loss, self._weights, self._names = loss, loss_weights, output_names
         flat = [_as_loss(x) for x in keras.tree.flatten(loss) if x is not None]
         reductions = {x.reduction for x in flat}
         if len(reductions) > 1:
@@ -33,9 +33,7 @@ class TaskLoss:
             )
         (self.reduction,) = reductions
         self.is_mean = self.reduction in _MEANS
-        self.is_sparse = any(
-            isinstance(x, keras.losses.SparseCategoricalCrossentropy) for x in flat
-        )
+        self.is_sparse = any(map(_is_sparse, flat))
 
     def __call__(self, targets, outputs, sample_weight=None) -> tf.Tensor:
         """The loss, a scalar: the mean over the task's samples, unless the reduction is another."""
@@ -104,12 +102,39 @@ class TaskLoss:
             checks.append(tf.debugging.Assert(valid, [message, labels], summarize=100))
         return checks
 
+    def checks_of_width(self, labels, outputs, is_asked: tf.Tensor) -> list:
+        """Assertions that heads are no wider than tasks have ways.
+
+        Several tasks that all have the same number of classes, and fewer than the head, are told; tasks of
+        different numbers are let be.
+
+        Args:
+            labels: the support sets', nest of `(tasks, samples)`.
+            outputs: the outputs, or their specification.
+            is_asked: whether to look at all.
+        """
+        checks = []
+        for loss, _, of_output, output, _ in self._pairs(labels, outputs, None):
+            if not _is_sparse(loss):
+                continue
+            classes = output.shape[getattr(loss, "axis", -1)]
+            of_tasks = tf.reshape(tf.cast(of_output, tf.int64), [tf.shape(of_output)[0], -1])
+            ways = 1 + tf.reduce_max(of_tasks, axis=1)
+            is_one = tf.reduce_all(ways == ways[:1]) & (tf.size(ways) > 1)
+            is_wider = is_asked & is_one & (tf.reduce_max(ways) < classes)
+            message = (
+                f"The model's head must have as many classes as the tasks have ways. It has {classes}, "
+                "and the largest label of every task is one less than:"
+            )
+            checks.append(tf.debugging.Assert(~is_wider, [message, ways], summarize=100))
+        return checks
+
     def _pairs(self, targets, outputs, sample_weight):
         count = len(keras.tree.flatten(outputs))
         columns = [
             self._aligned(x, outputs, name)
             for x, name in (
-                (self._loss, "loss"),
+                (self.loss, "loss"),
                 (self._weights, "loss_weights"),
                 (targets, "targets"),
                 (sample_weight, "sample_weight"),

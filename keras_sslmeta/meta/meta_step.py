@@ -95,7 +95,7 @@ class MetaStep(EpisodicModel):
                 "Episodes must bring the queries' targets, ({…}, query_y). Received: no query_y"
             )
         y = keras.tree.map_structure(tf.convert_to_tensor, y)
-        _, outer = self.task_losses()
+        inner, outer = self.task_losses()
         check_queries(y, sample_weight, episode)
         queries = Queries(y, outer, of_steps=self.loss_of_steps() if adaptation.training else None)
         if sample_weight is not None:
@@ -106,6 +106,9 @@ class MetaStep(EpisodicModel):
             tasks = number_of_tasks(episode)
             factors = scale * outer.factors(y, outputs, queries.weights, tasks, scale.dtype)
         checks = self.checks_of_labels(adaptation, episode, y)
+        if scale is not None and inner is outer:
+            is_first = tf.equal(self.optimizer.iterations, 0)
+            checks += outer.checks_of_width(episode["support_y"], outputs, is_first)
         with tf.control_dependencies(checks):
             return self.each_task(adaptation, episode, learnt, queries, factors)
 

@@ -84,9 +84,8 @@ class PsCo(two_view.TwoViewModel):
     Example:
 
     >>> import keras, numpy as np, keras_sslmeta as ksm
-    >>> from keras_sslmeta.meta.ps_co import PsCo
     >>> encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(32)])
-    >>> model = PsCo(
+    >>> model = ksm.PsCo(
     ...     encoder,
     ...     projection_head=ksm.layers.ProjectionHead(16),
     ...     predictor=ksm.layers.ProjectionHead(16),

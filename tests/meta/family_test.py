@@ -471,6 +471,17 @@ def test_query_labels_in_the_episode_are_refused():
         learner.fit({**X, "query_y": Y}, Y, verbose=0)
 
 
+def test_a_head_wider_than_the_ways_is_refused():
+    learner = ksm.MAML(network())  # Two classes.
+    learner.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    labels = {**X, "support_y": np.zeros((TASKS, SHOTS), "int64")}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have as many classes.*ways"):
+        learner.fit(labels, np.zeros((TASKS, QUERIES), "int64"), batch_size=TASKS, verbose=0)
+    learner.predict(labels, verbose=0)  # A task that lacks a class may be answered.
+    labels["support_y"][0, 0] = 1  # Tasks of one class and of two.
+    learner.fit(labels, np.zeros((TASKS, QUERIES), "int64"), batch_size=TASKS, verbose=0)
+
+
 def test_results_are_complete():
     """What a branch of `tf.cond` takes apart must be put together again."""
     from keras_sslmeta.mechanisms.adaptation import Results
