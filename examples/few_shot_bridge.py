@@ -14,9 +14,9 @@ and asks each the same questions: 600 episodes of 5 characters of alphabets that
 each to learn from, 15 others to tell apart. SimCLR's features are frozen, and a head learns from the five
 drawings: the nearest prototype, ridge regression, logistic regression, or a few steps of gradient descent.
 
-Omniglot's small protocol: the characters of `small1` that `small2` does not have, with their turns by 90, 180 and
-270 degrees, for training, and those of `small2` for testing. Trained models are kept in few_shot_bridge/, and a
-second run goes on from them. Writes few_shot_bridge.png and few_shot_bridge.json.
+Omniglot's small protocol: the characters of `small1` that `small2` does not have, with their turns by 90,
+180 and 270 degrees, for training, and those of `small2` for testing. Trained models are kept in
+few_shot_bridge/, and a second run goes on from them. Writes few_shot_bridge.png and few_shot_bridge.json.
 """
 
 import os
@@ -69,10 +69,10 @@ settings = {
     for name, value in vars(arguments).items()
     if name not in ("data_dir", "download", "episodes")
 }
-if (KEPT / "settings.json").exists():
-    if json.loads((KEPT / "settings.json").read_text()) != settings:
-        raise SystemExit(f"{KEPT} holds models of other arguments: remove it, or run elsewhere")
-(KEPT / "settings.json").write_text(json.dumps(settings))
+kept = KEPT / "settings.json"
+if kept.exists() and json.loads(kept.read_text()) != settings:
+    raise SystemExit(f"{KEPT} holds models of other arguments: remove it, or run elsewhere")
+kept.write_text(json.dumps(settings))
 
 # ---------------------------------------------------------------------------------------- data
 try:

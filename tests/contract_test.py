@@ -29,10 +29,12 @@ WEIGHTS = RNG.uniform(0.5, 1.5, size=SAMPLES).astype("float32")
 TASKS = 7
 EPISODES = {
     "support_x": RNG.normal(size=(TASKS, 6, 5)).astype("float32"),
-    "support_y": RNG.integers(0, 3, size=(TASKS, 6)),
+    "support_y": RNG.permuted(np.tile(np.arange(6) % 3, (TASKS, 1)), axis=1),
     "query_x": RNG.normal(size=(TASKS, 9, 5)).astype("float32"),
 }
 QUERY_Y = RNG.integers(0, 3, size=(TASKS, 9))
+# XLA must know the number of ways.
+ONE_HOT = {**EPISODES, "support_y": np.eye(3, dtype="float32")[EPISODES["support_y"]]}
 
 
 @dataclasses.dataclass
@@ -87,6 +89,29 @@ def network(*layers):
             keras.layers.Dense(3),
         ]
     )
+
+
+def meta_row(build, x=EPISODES, **compile):
+    """A row of a meta-learner, on episodes of three classes."""
+    loss = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+    return ModelRow(build, x, x, y=QUERY_Y, batch=4, compile=compile or loss)
+
+
+def with_context():
+    inputs = keras.Input((5,))
+    x = keras.layers.Concatenate()([inputs, ksm.layers.TaskContext(2)(inputs)])
+    x = keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2")(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+
+def embedding():
+    return keras.Sequential(
+        [keras.Input((5,)), keras.layers.Dense(4, "tanh", kernel_regularizer="l2")]
+    )
+
+
+def head():
+    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
 
 
 def loss_row(name, refused, x=EMBEDDINGS, row=None, **arguments):
@@ -164,41 +189,63 @@ MODELS = {
         IMAGES,
         IMAGES,
     ),
-    "MAML": ModelRow(
-        lambda: ksm.MAML(network(), inner_steps=2, inner_learning_rate=0.1),
-        EPISODES,
-        EPISODES,
-        y=QUERY_Y,
-        batch=4,
-        compile={"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
-    ),
-    "MAML with statistics of each step and momentum": ModelRow(
+    "MAML": meta_row(lambda: ksm.MAML(network(), inner_steps=2, inner_learning_rate=0.1)),
+    "MAML with statistics of each step and momentum": meta_row(
         lambda: ksm.MAML(
             network(keras.layers.BatchNormalization()),
             inner_optimizer=keras.optimizers.SGD(0.05, momentum=0.9),
             batch_normalization="per_step",
+        )
+    ),
+    "ANIL": meta_row(lambda: ksm.ANIL(network(), inner_steps=2, inner_learning_rate=0.1)),
+    "BOIL": meta_row(lambda: ksm.BOIL(network(), inner_steps=2, inner_learning_rate=0.1)),
+    "CAVIA": meta_row(lambda: ksm.CAVIA(with_context())),
+    "IMAML": meta_row(lambda: ksm.IMAML(network(), inner_steps=4)),
+    "MAMLPlusPlus": meta_row(
+        lambda: ksm.MAMLPlusPlus(
+            network(keras.layers.BatchNormalization()), 2, 0.1, 3, first_order_iterations=1
+        )
+    ),
+    "MetaSGD": meta_row(lambda: ksm.MetaSGD(network())),
+    "Reptile": meta_row(lambda: ksm.Reptile(network(), 2, 0.01, 4, test_inner_steps=2, seed=3)),
+    "PrototypicalNetwork": meta_row(
+        lambda: ksm.PrototypicalNetwork(embedding()), ONE_HOT, metrics=["accuracy"]
+    ),
+    "MatchingNetwork": meta_row(
+        lambda: ksm.MatchingNetwork(embedding()), ONE_HOT, metrics=["accuracy"]
+    ),
+    "RelationNetwork": meta_row(
+        lambda: ksm.RelationNetwork(embedding()), ONE_HOT, metrics=["accuracy"]
+    ),
+    "RidgeHead": meta_row(lambda: ksm.RidgeHead(embedding()), ONE_HOT, metrics=["accuracy"]),
+    "PsCo": ModelRow(
+        lambda: ksm.PsCo(
+            encoder(), projection_head=head(), predictor=head(), queue_size=32, shots=2
         ),
-        EPISODES,
-        EPISODES,
-        y=QUERY_Y,
-        batch=4,
-        compile={"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
+        VIEWS,
+        IMAGES,
     ),
 }
 
 every_loss = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES)
-every_model = pytest.mark.parametrize("row", MODELS.values(), ids=MODELS)
 # A row a strategy: plain models around losses, and our own models.
 FITTED = {**LOSSES, **MODELS}
 # One of each parent is fitted in every run, the others with the slow tests.
-REPRESENTATIVES = {"NTXent", "InfoNCE", "MultiSimilarity", "VICReg", "SimCLR on views", "MAML"}
-everything = pytest.mark.parametrize(
-    "name",
-    [
+REPRESENTATIVES = {
+    *("NTXent", "InfoNCE", "MultiSimilarity", "VICReg"),
+    *("SimCLR on views", "MAML", "RidgeHead"),
+}
+
+
+def rows(names):
+    return [
         name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow)
-        for name in FITTED
-    ],
-)
+        for name in names
+    ]
+
+
+everything = pytest.mark.parametrize("name", rows(FITTED))
+every_model = pytest.mark.parametrize("name", rows(MODELS))
 
 
 def samples(row):
@@ -242,6 +289,8 @@ def test_every_public_loss_and_model_has_a_row():
     parents = {
         *("BatchLoss", "BatchStatisticLoss", "ContrastiveLoss", "LabelledPairsLoss", "PairedLoss"),
         *("TwoViewModel", "EpisodicModel"),
+        # Of no `fit` of their own: what `adapt` gives, and what training is unrolled by.
+        *("FewShotClassifier", "DifferentiableFit", "FittedModel"),
     }
     rows = {name.split()[0] for name in FITTED}
     public = {*ksm.losses.__all__, *ksm.ssl.__all__, *ksm.meta.__all__}
@@ -299,7 +348,8 @@ def test_save_and_load_without_custom_objects(name, tmp_path):
 
 
 @every_model
-def test_predict_and_summary_of_a_loaded_model(row, tmp_path):
+def test_predict_and_summary_of_a_loaded_model(name, tmp_path):
+    row = MODELS[name]
     model = row.build()
     model.compile(**row.compile)
     model.fit(row.x, row.y, batch_size=row.batch, verbose=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = {"from_the_article.md": 50, "contrastive_losses.md": 30}
+PAGES = {"from_the_article.md": 50, "contrastive_losses.md": 30, "meta_learning.md": 50}
 
 
 @pytest.mark.parametrize(("name", "least"), PAGES.items())

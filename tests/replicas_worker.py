@@ -23,7 +23,7 @@ VECTORS = RNG.normal(size=(SAMPLES, 2, 8)).astype("float32")
 LABELS = np.arange(SAMPLES)
 EPISODES = {
     "support_x": RNG.normal(size=(SAMPLES, 6, 5)).astype("float32"),
-    "support_y": RNG.integers(0, 3, size=(SAMPLES, 6)),
+    "support_y": RNG.permuted(np.tile(np.arange(6) % 3, (SAMPLES, 1)), axis=1),
     "query_x": RNG.normal(size=(SAMPLES, 9, 5)).astype("float32"),
 }
 QUERY_Y = RNG.integers(0, 3, size=(SAMPLES, 9))

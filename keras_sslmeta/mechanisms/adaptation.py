@@ -78,7 +78,8 @@ class Adaptation:
         steps: number of inner steps.
         training: whether this is meta-training.
         through_inputs: whether support inputs get a gradient.
-        vectorized: whether tasks run at once, as one batch of operations.
+        vectorized: whether tasks run at once, as one batch of operations, but where a gradient goes through
+            inputs.
     """
 
     network: StatelessNetwork
@@ -144,7 +145,9 @@ class Adaptation:
             flat = [x for group in addends for x in group]
             return flat, {"outputs": answers.outputs, "losses": losses}
 
-        each = task_loop.all_tasks if self.vectorized else task_loop.each_task
+        # `tf.vectorized_map` drops custom gradients where the tape is around it.
+        at_once = self.vectorized and not self.through_inputs
+        each = task_loop.all_tasks if at_once else task_loop.each_task
         sums, results = each(task, count, [x for group in zeros for x in group], outputs)
         groups = []
         for group in zeros or [[]] * 4:

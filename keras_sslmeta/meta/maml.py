@@ -60,14 +60,19 @@ class MAML(AdaptingModel):
         test_inner_steps: number of steps in `evaluate`, `predict` and `adapt`. Defaults to None: as in
             training. May be changed later; call `compile` again then, as Keras keeps what it has traced.
         inner_optimizer: a `keras.optimizers.SGD` (with momentum or without), `Adam` or `RMSprop`, whose
-            state starts anew for each task. Defaults to None: plain SGD at `inner_learning_rate`, which
-            is ignored otherwise.
-        inner_loss: loss of the support set, as in `compile`. Defaults to None: the compiled loss.
+            state starts anew for each task; `clipvalue`, `clipnorm` and `global_clipnorm` are taken over.
+            Defaults to None: plain SGD at `inner_learning_rate`, which is ignored otherwise.
+        inner_loss: loss of the support set, as in `compile`; or a built Keras layer, or model of two inputs,
+            which is called with `[targets, outputs]`, whose mean output is the loss, and whose weights are
+            meta-learnt with θ. Defaults to None: the compiled loss.
         adapted: a function from a variable to whether inner steps change it; the others are
-            meta-learnt all the same. `lambda v: "head" in v.path` is ANIL. A function registered with
-            Keras can be saved with the model. Defaults to None: all trainable variables.
+            meta-learnt all the same. `ANIL` and `BOIL` have predicates of their own. A function registered
+            with Keras can be saved with the model. Defaults to None: all trainable variables.
         batch_normalization: `"transductive"`, `"support"`, `"per_step"` or `"frozen"`, as above. Defaults
             to `"transductive"` (the paper).
+        vectorized: whether the tasks of a batch run at once, by `tf.vectorized_map`, in `fit` and `evaluate`:
+            of use on accelerators, at the memory of all tasks. Defaults to False: two at a time, which is
+            faster on a CPU.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -118,6 +123,7 @@ class MAML(AdaptingModel):
         inner_loss=None,
         adapted=None,
         batch_normalization: str = "transductive",
+        vectorized: bool = False,
         **kwargs,
     ):
         super().__init__(
@@ -130,5 +136,6 @@ class MAML(AdaptingModel):
             inner_loss=inner_loss,
             adapted=adapted,
             batch_normalization=batch_normalization,
+            vectorized=vectorized,
             **kwargs,
         )
