@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_sslmeta.losses.batch_loss import BatchLoss
-from keras_sslmeta.mechanisms import arguments, cross_replica
+from keras_sslmeta.mechanisms import arguments, sinkhorn
 
 
 @keras.saving.register_keras_serializable(package="keras_sslmeta.losses")
@@ -99,7 +99,8 @@ class SwappedPrediction(BatchLoss):
     def call(self, y_true, y_pred):
         _check_scores(y_pred)
         scores = y_pred if y_pred.dtype == tf.float64 else tf.cast(y_pred, tf.float32)
-        codes = self._codes(scores, None if y_true is None else tf.cast(y_true, scores.dtype))
+        queue = None if y_true is None else tf.cast(y_true, scores.dtype)
+        codes = sinkhorn.codes(scores, queue, self.epsilon, self.sinkhorn_steps)
         log_p = tf.nn.log_softmax(scores / self.temperature)
         views = scores.shape[1]
         losses = []
@@ -108,17 +109,6 @@ class SwappedPrediction(BatchLoss):
             losses.append(-tf.reduce_sum(others * log_p[:, v], axis=-1))
         return tf.cast(tf.add_n(losses) / (views * (views - 1)), y_pred.dtype)
 
-    def _codes(self, scores, queue):
-        """Sinkhorn–Knopp on the logarithms of the codes, `(batch, views, prototypes)`."""
-        # The algorithm's factors 1/K and 1/B cancel in its last step, which makes each code sum to one.
-        own = tf.stop_gradient(scores) / self.epsilon
-        more = None if queue is None else tf.stop_gradient(queue) / self.epsilon
-        for _ in range(self.sinkhorn_steps):
-            over_batch = _log_sum_over_batch(own, more)
-            own = tf.nn.log_softmax(own - over_batch)
-            more = None if more is None else tf.nn.log_softmax(more - over_batch)
-        return tf.stop_gradient(tf.exp(own))
-
     def get_config(self):
         return {
             **super().get_config(),
@@ -126,17 +116,6 @@ class SwappedPrediction(BatchLoss):
             "epsilon": self.epsilon,
             "sinkhorn_steps": self.sinkhorn_steps,
         }
-
-
-def _log_sum_over_batch(own, queue):
-    """Log-sum-exp over the samples of all replicas and over the queue, which counts once."""
-    largest = cross_replica.largest(tf.reduce_max(own, axis=0))
-    if queue is not None:
-        largest = tf.maximum(largest, tf.reduce_max(queue, axis=0))
-    sums = cross_replica.total(tf.reduce_sum(tf.exp(own - largest), axis=0))
-    if queue is not None:
-        sums += tf.reduce_sum(tf.exp(queue - largest), axis=0)
-    return largest + tf.math.log(sums)
 
 
 def _check_scores(y_pred):

@@ -6,8 +6,13 @@ import tensorflow as tf
 from keras_sslmeta.layers.memory_queue import MemoryQueue
 from keras_sslmeta.losses.batch_loss import BatchLoss
 from keras_sslmeta.losses.info_nce import InfoNCE
-from keras_sslmeta.losses.swapped_prediction import SwappedPrediction
-from keras_sslmeta.mechanisms import arguments, cross_replica, unit_vectors, view_axis
+from keras_sslmeta.mechanisms import (
+    arguments,
+    cross_replica,
+    sinkhorn,
+    unit_vectors,
+    view_axis,
+)
 from keras_sslmeta.mechanisms.momentum_copy import MomentumCopy
 from keras_sslmeta.negatives.weigh_pairs import WeighPairs
 from keras_sslmeta.ssl import two_view
@@ -135,7 +140,8 @@ class PsCo(two_view.TwoViewModel):
             negatives=[WeighPairs(_of_both, key="is_held")],
             reduction=None,
         )
-        self._assignment = SwappedPrediction(epsilon=epsilon, sinkhorn_steps=sinkhorn_steps)
+        self.epsilon = arguments.positive_number("epsilon", epsilon)
+        self.sinkhorn_steps = arguments.count("sinkhorn_steps", sinkhorn_steps)
         self.build_where_known()
 
     def default_loss(self) -> keras.losses.Loss:
@@ -178,7 +184,7 @@ class PsCo(two_view.TwoViewModel):
             keras.tree.map_structure(lambda x, view=view: x[:, view], views) for view in (0, 1)
         )
         features = self.encoder(of_queries)
-        two_view._check_features(features)
+        two_view.check_features(features)
         queries = self.predictor(self.projection_head(features))
         keys = self.momentum_head(self.momentum_encoder(of_keys))
         return tf.stack([queries, tf.cast(keys, queries.dtype)], axis=1)
@@ -222,7 +228,7 @@ class PsCo(two_view.TwoViewModel):
         # One more row takes all the free places, so that no sample can: Sinkhorn–Knopp sees the others.
         sink = tf.where(is_free, tf.zeros([], scores.dtype), nothing)[None]
         scores = tf.where(is_free, nothing, scores)
-        codes = self._assignment._codes(scores[:, None], sink[:, None])[:, 0]
+        codes = sinkhorn.codes(scores, sink, self.epsilon, self.sinkhorn_steps)
         return tf.math.top_k(codes[:, : self.queue_size], self.shots).indices
 
     # ------------------------------------------------------------------------- for Keras
@@ -273,8 +279,8 @@ class PsCo(two_view.TwoViewModel):
             "temperature": self.temperature,
             "supervised_temperature": self.supervised_temperature,
             "shots": self.shots,
-            "epsilon": self._assignment.epsilon,
-            "sinkhorn_steps": self._assignment.sinkhorn_steps,
+            "epsilon": self.epsilon,
+            "sinkhorn_steps": self.sinkhorn_steps,
         }
 
 

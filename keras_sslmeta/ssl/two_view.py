@@ -68,7 +68,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         """Views, made or ready, through the encoder: `(batch, views, features)`."""
         views = self.views_of(inputs)
         features = self.encoder(view_axis.merge(views))
-        _check_features(features)
+        check_features(features)
         return view_axis.split(features, view_axis.count(views))
 
     def views_of(self, inputs):
@@ -225,7 +225,8 @@ def _check_encoder(encoder):
             _check_vector(shape)
 
 
-def _check_features(features):
+def check_features(features):
+    """Refuses features that are not one vector a sample."""
     if isinstance(features, (list, tuple, dict)):
         shapes = [tuple(x.shape) for x in keras.tree.flatten(features)]
         raise ValueError(

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sslmeta.losses.swapped_prediction import SwappedPrediction
+from keras_sslmeta.mechanisms import sinkhorn
 
 
 def scores(batch=6, views=2, prototypes=4, seed=0, dtype="float32"):
@@ -75,7 +76,7 @@ def test_codes_use_all_prototypes_equally():
     """Every sample prefers prototype 0, and still the codes' sums over the batch end up equal."""
     s = scores(batch=40)
     s[..., 0] += 3
-    q = SwappedPrediction(epsilon=0.5, sinkhorn_steps=100)._codes(tf.constant(s), None)
+    q = sinkhorn.codes(tf.constant(s), None, epsilon=0.5, steps=100)
     np.testing.assert_allclose(tf.reduce_sum(q, axis=2), np.ones((40, 2)), rtol=1e-5)
     np.testing.assert_allclose(tf.reduce_sum(q, axis=0), np.full((2, 4), 10), rtol=1e-3)
 
