@@ -113,8 +113,8 @@ def clusters_of_encoder(data, setting, seed, work):
         return images, np.load(kept)
     keras.utils.set_random_seed(seed)
     encoder = conv4(images.shape[1:], setting)
-    simclr = ksm.SimCLR(encoder, augmentation=strokes(setting), temperature=0.2)
-    simclr.compile(keras.optimizers.Adam(1e-3))
+    simclr = ksm.SimCLR(encoder, augmentation=strokes(setting))
+    simclr.compile(keras.optimizers.Adam(1e-3), loss=ksm.losses.NTXent(0.2))
     count = 256 * 300
     drawn = images[np.random.default_rng(seed).integers(0, len(images), count)]
     simclr.fit(drawn, batch_size=256, epochs=1, verbose=2)

@@ -169,8 +169,8 @@ def prototypical():
 
 def simclr():
     """SimCLR on single drawings."""
-    model = ksm.SimCLR(conv4(), augmentation=augmentation, temperature=0.2)
-    model.compile(keras.optimizers.Adam(1e-3))
+    model = ksm.SimCLR(conv4(), augmentation=augmentation)
+    model.compile(keras.optimizers.Adam(1e-3), loss=ksm.losses.NTXent(0.2))
     return model
 
 
@@ -238,6 +238,7 @@ heads = {
     "logistic": ksm.evaluation.heads.Logistic(),
     "gradient steps": ksm.evaluation.heads.Adapted(),
 }
+keras.utils.set_random_seed(arguments.seed)
 contestants = {"pixels, prototype": (None, heads["prototype"])}
 contestants |= {
     "untrained, prototype": (conv4(), heads["prototype"]),
