@@ -6,10 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.data.episode_indices import _draw
-from keras_sslmeta.data.episodes import _reader
+from keras_sslmeta.data.episode_indices import draw_distinct
+from keras_sslmeta.data.episode_parts import as_episode, reader, sample_arrays
 from keras_sslmeta.data.task_stream import BLOCK, checked_stream, finished, task_stream
-from keras_sslmeta.data.umtra import as_episode, sample_arrays
 from keras_sslmeta.evaluation.features import as_features, encode
 from keras_sslmeta.mechanisms import arguments
 
@@ -105,7 +104,7 @@ def cactus(
         )
     partition_labels = _checked_labels(labels, count)
     draw = _draw_function(partition_labels, ways, shots + queries)
-    read = _reader(x, turned=False)
+    read = reader(x)
     task = [tf.TensorSpec((ways, shots + queries), tf.int64)]
     indices = task_stream(draw, task, seed=seed, episodes=number, start=start)
     made = indices.map(
@@ -209,9 +208,9 @@ def _draw_function(labels: np.ndarray, ways: int, samples: int):
     def draw(seed):
         generator = np.random.default_rng(seed)
         partition = generator.integers(partitions, size=BLOCK)
-        ranks = _draw(generator, kept_in[partition], ways)  # (BLOCK, ways)
+        ranks = draw_distinct(generator, kept_in[partition], ways)  # (BLOCK, ways)
         drawn = kept[first_kept[partition][:, np.newaxis] + ranks]
-        ranks = _draw(generator, sizes[drawn], samples)  # (BLOCK, ways, samples)
+        ranks = draw_distinct(generator, sizes[drawn], samples)  # (BLOCK, ways, samples)
         return [members[first[drawn][..., np.newaxis] + ranks]]
 
     return draw

@@ -60,8 +60,10 @@ def episode_indices(
     classes, label_ids, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     _check_classes(classes, sizes, ways, shots + queries)
     generator = np.random.default_rng(seed)
-    drawn = _draw(generator, np.full(episodes, len(classes)), ways)  # (episodes, ways)
-    ranks = _draw(generator, sizes[drawn], shots + queries)  # (episodes, ways, shots + queries)
+    drawn = draw_distinct(generator, np.full(episodes, len(classes)), ways)  # (episodes, ways)
+    ranks = draw_distinct(
+        generator, sizes[drawn], shots + queries
+    )  # (episodes, ways, shots + queries)
     # Samples sorted by class: the r-th sample of a class stands r after the class's first.
     by_class = np.argsort(label_ids, kind="stable")
     first = np.cumsum(sizes) - sizes
@@ -69,7 +71,7 @@ def episode_indices(
     return samples[..., :shots], samples[..., shots:]
 
 
-def _draw(generator: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:
+def draw_distinct(generator: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:
     """Draws `count` different numbers below each size, in random order: `(*sizes.shape, count)`.
 
     The i-th number is drawn among the `size - i` that are left, counted upwards. Stepping over

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.data.episode_indices import episode_indices
+from keras_sslmeta.data.episode_parts import TURNS, as_episode, reader
 from keras_sslmeta.data.labelled_arrays import labelled_arrays
 from keras_sslmeta.data.task_stream import (
     BLOCK,
@@ -14,8 +15,6 @@ from keras_sslmeta.data.task_stream import (
     finished,
     task_stream,
 )
-
-_TURNS = 4  # By 0, 90, 180 and 270 degrees.
 
 
 def episodes(
@@ -89,7 +88,7 @@ def episodes(
     ids = np.unique(labels, return_inverse=True)[1]
     if rotations:
         # Row `turn * n + i` is sample i so turned.
-        ids = np.concatenate([ids * _TURNS + turn for turn in range(_TURNS)])
+        ids = np.concatenate([ids * TURNS + turn for turn in range(TURNS)])
     sizes = {"ways": ways, "shots": shots, "queries": queries}
     episode_indices(ids, **sizes, episodes=1)
     number, seed, start = checked_stream(episodes, seed, start)
@@ -100,70 +99,14 @@ def episodes(
 
     task = [tf.TensorSpec((ways, shots + queries), tf.int64)]
     indices = task_stream(draw, task, seed=seed, episodes=number, start=start)
-    read = _reader(x, turned=bool(rotations))
+    read = reader(x, turned=bool(rotations))
 
-    def episode(index):
-        samples = read(index)
-        classes = np.arange(ways)
-        inputs = {
-            "support_x": _in_a_row(samples, ways, slice(0, shots)),
-            "support_y": tf.constant(np.repeat(classes, shots), tf.int64),
-            "query_x": _in_a_row(samples, ways, slice(shots, None)),
-        }
-        return inputs, tf.constant(np.repeat(classes, queries), tf.int64)
-
-    made = indices.map(episode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    made = indices.map(
+        lambda index: as_episode(read(index), ways, shots, queries),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
     return finished(made, number)
-
-
-def _reader(x, turned: bool):
-    """A function from indices `(ways, m)` to samples `(ways, m, …)`, each class turned or not."""
-    arrays = _tensors(x)
-    count = keras.tree.flatten(arrays)[0].shape[0]
-
-    def read(index):
-        samples = keras.tree.map_structure(lambda array: tf.gather(array, index % count), arrays)
-        if not turned:
-            return samples
-        turns = tf.cast(index[:, 0] // count, tf.int32)  # One of each class.
-        return keras.tree.map_structure(lambda images: _rotated(images, turns), samples)
-
-    return read
-
-
-def _rotated(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
-    """Images `(ways, m, side, side, …)`, those of each class turned so many times by 90 degrees."""
-    side = images.shape[2]
-    quarter = np.rot90(np.arange(side * side, dtype="int32").reshape(side, side)).ravel()
-    pixels = tf.reshape(images, [*images.shape[:2], side * side, *images.shape[4:]])
-    # Classes that turn alike are turned together. By pixels: older processors make oneDNN print
-    # that it can't transpose 8 bits.
-    groups = tf.dynamic_partition(pixels, turns, _TURNS)
-    groups[1] = tf.gather(groups[1], quarter, axis=2)
-    groups[2] = tf.reverse(groups[2], [2])
-    groups[3] = tf.gather(groups[3], quarter[::-1].copy(), axis=2)
-    places = tf.dynamic_partition(tf.range(tf.size(turns)), turns, _TURNS)
-    return tf.reshape(tf.dynamic_stitch(places, groups), images.shape)
-
-
-def _in_a_row(samples, ways: int, part: slice):
-    """Of samples `(ways, m, …)` a part of each class, `(ways * part, …)`, with 8 bits widened."""
-
-    def in_a_row(array):
-        array = array[:, part]
-        array = tf.reshape(array, [ways * array.shape[1], *array.shape[2:]])
-        return tf.cast(array, tf.float32) if array.dtype == tf.uint8 else array
-
-    return keras.tree.map_structure(in_a_row, samples)
-
-
-def _tensors(x):
-    with tf.device("CPU"):
-        try:
-            return keras.tree.map_structure(tf.convert_to_tensor, x)
-        except (TypeError, ValueError) as error:
-            dtypes = ", ".join(str(array.dtype) for array in keras.tree.flatten(x))
-            raise ValueError(f"`data` must hold numbers or strings. Received: {dtypes}") from error
 
 
 def _check_square(x) -> None:

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.data.episode_indices import _draw
-from keras_sslmeta.data.episodes import _in_a_row, _reader
+from keras_sslmeta.data.episode_indices import draw_distinct
+from keras_sslmeta.data.episode_parts import as_episode, reader, sample_arrays
 from keras_sslmeta.data.task_stream import BLOCK, checked_stream, finished, task_stream
 from keras_sslmeta.mechanisms import arguments, augmented_views, random_state
 
@@ -104,7 +104,7 @@ def umtra(
         )
     number, seed, start = checked_stream(episodes, seed, start)
     as_they_are = 0 if augment_support else 1
-    read = _reader(x, turned=False)
+    read = reader(x)
     views, is_pure = _views_function(augmentation, shots + queries - as_they_are)
 
     def members(index, seed):
@@ -126,7 +126,7 @@ def umtra(
 
     def draw(seed):
         generator = np.random.default_rng(seed)
-        taken = _draw(generator, np.full(BLOCK, count), ways)
+        taken = draw_distinct(generator, np.full(BLOCK, count), ways)
         return [taken, generator.integers(0, _SEED_BOUND, (BLOCK, 2), "int32")]
 
     task = [tf.TensorSpec((ways,), tf.int64), tf.TensorSpec((2,), tf.int32)]
@@ -138,32 +138,6 @@ def umtra(
         deterministic=True if is_pure else None,
     )
     return finished(made, number)
-
-
-def sample_arrays(x: Any) -> tuple[Any, int]:
-    """Unlabelled samples as a nest of NumPy arrays, and their number; a list is an array here."""
-    x = keras.tree.map_structure(np.asarray, np.asarray(x) if isinstance(x, list) else x)
-    shapes = [array.shape for array in keras.tree.flatten(x)]
-    lengths = {shape[:1] for shape in shapes}
-    is_numeric = all(array.dtype.kind in "biuf" for array in keras.tree.flatten(x))
-    if not is_numeric or len(lengths) != 1 or lengths & {(), (0,)}:
-        raise ValueError(
-            "`x` must be an array of numbers, (n, …), with a sample at least, or a nest of such "
-            f"arrays of one length. Received: shapes {', '.join(map(str, shapes))}, "
-            f"dtypes {', '.join(str(array.dtype) for array in keras.tree.flatten(x))}"
-        )
-    return x, shapes[0][0]
-
-
-def as_episode(samples: Any, ways: int, shots: int, queries: int) -> tuple[dict, tf.Tensor]:
-    """The episode of samples `(ways, shots + queries, …)`, its classes numbered in their order."""
-    classes = np.arange(ways)
-    inputs = {
-        "support_x": _in_a_row(samples, ways, slice(0, shots)),
-        "support_y": tf.constant(np.repeat(classes, shots), tf.int64),
-        "query_x": _in_a_row(samples, ways, slice(shots, None)),
-    }
-    return inputs, tf.constant(np.repeat(classes, queries), tf.int64)
 
 
 def _views_function(augmentation: Callable, views: int) -> "tuple[Callable, bool]":
