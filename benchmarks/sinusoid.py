@@ -5,9 +5,9 @@
 A network of two hidden layers of 40 ReLUs, 25 tasks a step, 10 points each for adaptation and for the
 meta-loss, one inner step at 0.01, second order and first order, Adam at 0.001, 70,000 steps. The baseline is
 the same network trained jointly on all waves for as many steps, and adapted in the same way. Tested on 600
-unseen waves, by the mean squared error on 100 points over the whole range; where a wave's error runs away, the
-mean without it is shown too. Prints tables, and writes sinusoid.json and sinusoid.png into the current
-folder.
+unseen waves, by the mean squared error on 100 points over the whole range; where a wave's error runs away,
+the mean without it is shown too. Prints tables, and writes sinusoid.json and sinusoid.png into the
+current folder.
 """
 
 import os
