@@ -24,7 +24,7 @@ _PARTS = ("support_x", "support_y", "query_x")
 class ComparingModel(EpisodicModel):
     """Parent of meta-learners that encode support and queries, and compare the two.
 
-    A method says what of a task's support set its answers need (`summary`), and how a query's embedding
+    A method says what of a task's support set its answers need (`summarized`), and how a query's embedding
     is compared with that (`compare`). This class encodes support and queries of all tasks in one call of
     the encoder, reads the classes from the support labels, gives the compiled loss labels in the form that
     it takes, and makes the gradient that of the global batch on any number of replicas.
@@ -55,7 +55,7 @@ class ComparingModel(EpisodicModel):
 
     # ------------------------------------------------------------------ what a method writes
 
-    def summary(self, support, classes: SupportClasses) -> "dict[str, tf.Tensor]":
+    def summarized(self, support, classes: SupportClasses) -> "dict[str, tf.Tensor]":
         """What answers need of the support sets: tensors with an axis of tasks in front.
 
         Args:
@@ -81,7 +81,7 @@ class ComparingModel(EpisodicModel):
         return {"encoder": model_copy.copy_with(self.model, {}, x)}
 
     def stop_adapting(self):
-        """Freezes the weights that `summary` alone uses, in a copy that only compares."""
+        """Freezes the weights that `summarized` alone uses, in a copy that only compares."""
 
     # ---------------------------------------------------------------------------- for users
 
@@ -111,7 +111,7 @@ class ComparingModel(EpisodicModel):
             self.build({"support_x": shapes})
         classes = SupportClasses.of(support_y[None])
         support_x = byte_images.as_the_model_takes_them(self.model, support_x)
-        summary = self.summary(self.embed(support_x)[None], classes)
+        summary = self.summarized(self.embed(support_x)[None], classes)
         classifier = FewShotClassifier(
             self.copied(support_x),
             {name: (list(x.shape[1:]), x.dtype.name) for name, x in summary.items()},
@@ -178,7 +178,7 @@ class ComparingModel(EpisodicModel):
         support, queries = (
             _by_task(x, like) for x, like in zip((both[:count], both[count:]), first, strict=True)
         )
-        return self.compare(queries, self.summary(support, classes), training=training)
+        return self.compare(queries, self.summarized(support, classes), training=training)
 
     def train_step(self, data):
         if self.built and not self.trainable_variables:

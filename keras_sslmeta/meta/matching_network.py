@@ -76,7 +76,7 @@ class MatchingNetwork(ComparingModel):
         self.temperature = arguments.positive_number("temperature", temperature)
         self.build_where_known()
 
-    def summary(self, support, classes):
+    def summarized(self, support, classes):
         return {
             "support": unit_vectors.normalize(support),
             "one_hot": classes.one_hot(support.dtype),

@@ -80,7 +80,7 @@ class PrototypicalNetwork(ComparingModel):
         super().__init__(encoder, **kwargs)
         self.build_where_known()
 
-    def summary(self, support, classes):
+    def summarized(self, support, classes):
         # Distances do not change with the origin, and from the mean less of them is cancelled.
         center = tf.stop_gradient(tf.reduce_mean(support, axis=1, keepdims=True))
         count = classes.count(support.dtype)

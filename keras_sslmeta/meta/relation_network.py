@@ -117,7 +117,7 @@ class RelationNetwork(ComparingModel):
     def embedding(self, outputs):
         return outputs
 
-    def summary(self, support, classes):
+    def summarized(self, support, classes):
         one_hot = classes.one_hot(support.dtype)
         return {
             "sums": tf.einsum("tsw,ts...->tw...", one_hot, support),

@@ -102,7 +102,7 @@ class RidgeHead(ComparingModel):
         """λ as it is now, a scalar."""
         return tf.exp(self.log_regularization.value)
 
-    def summary(self, support, classes):
+    def summarized(self, support, classes):
         dtype = support.dtype
         samples = support.shape[1]
         count = tf.cast(tf.shape(support)[1], dtype)
