@@ -60,9 +60,9 @@ def check_environment(example):
 
     check_env(example["Navigation"](), skip_render_check=True)
     rng = np.random.default_rng(0)
-    goals = np.array([[0.1, 0.1], [0.3, -0.2], [-0.2, 0.05]], "float32")
+    goals = np.array([[0.1, 0.095], [0.3, -0.2], [-0.2, 0.05]], "float32")
     actions = rng.uniform(-0.2, 0.2, (example["HORIZON"], 3, 2)).astype("float32")
-    actions[0, 0] = 0.15  # Clipped to 0.1, it leads to the first goal.
+    actions[0, 0] = 0.15  # Clipped to 0.1, it leads within 0.01 of the first goal.
     many = example["Navigations"](3)
     starts, _ = many.reset(options={"goal": goals})
     together = [many.step(action) for action in actions]

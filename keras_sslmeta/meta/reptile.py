@@ -5,7 +5,12 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import arguments, followed_state, inner_optimizers
+from keras_sslmeta.mechanisms import (
+    arguments,
+    followed_state,
+    inner_optimizers,
+    random_state,
+)
 from keras_sslmeta.mechanisms.adaptation import Adaptation
 from keras_sslmeta.meta.adapting import AdaptingModel
 
@@ -186,7 +191,10 @@ def _batches(samples, size, steps, seed, task):
     passes = -(-steps * size // samples)
     rows = []
     for i in range(passes):
-        of_pass = tf.random.experimental.stateless_fold_in(seed, task * passes + i)
-        noise = tf.random.stateless_uniform([samples], of_pass)
-        rows.append(tf.argsort(noise))
+        of_pass = random_state.fold_in(seed, task * passes + i)
+        # Integers: XLA draws other floats.
+        noise = tf.random.stateless_uniform(
+            [samples], of_pass, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg="philox"
+        )
+        rows.append(tf.argsort(noise, stable=True))
     return tf.reshape(tf.concat(rows, axis=0)[: steps * size], [steps, size])
