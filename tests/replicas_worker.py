@@ -71,7 +71,7 @@ def sim_clr(batch_normalization=False):
     return model
 
 
-def maml():
+def maml(vectorized=False):
     """Two inner steps, with dropout and batch normalisation, neither of which may know of replicas."""
     network = keras.Sequential(
         [
@@ -82,7 +82,13 @@ def maml():
             keras.layers.Dense(3),
         ]
     )
-    model = ksm.MAML(network, inner_steps=2, inner_learning_rate=0.1, batch_normalization="support")
+    model = ksm.MAML(
+        network,
+        inner_steps=2,
+        inner_learning_rate=0.1,
+        batch_normalization="support",
+        vectorized=vectorized,
+    )
     model.compile(
         keras.optimizers.SGD(0.05, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -103,6 +109,7 @@ CASES = {
     "sim_clr_weighted": (sim_clr, IMAGES, {"sample_weight": WEIGHTS}),
     "sim_clr_synchronised_norm": (lambda: sim_clr(batch_normalization=True), IMAGES, {"y": LABELS}),
     "maml": (maml, EPISODES, {"y": QUERY_Y}),
+    "maml_vectorized": (lambda: maml(vectorized=True), EPISODES, {"y": QUERY_Y}),
     "maml_weighted": (maml, EPISODES, {"y": QUERY_Y, "sample_weight": WEIGHTS}),
 }
 ON_MANY_WORKERS = ("sim_clr", "sim_clr_weighted", "maml", "maml_weighted")

@@ -127,7 +127,7 @@ class Adaptation:
                 return dataclasses.replace(
                     begin,
                     state=self._state_of_task(begin.state, first + t),
-                    order=_order(begin, first + t, part),
+                    order=self._order(begin, first + t, part),
                 )
 
             if queries is None:
@@ -159,7 +159,7 @@ class Adaptation:
         """Adapts to one support set; what comes of it, from what, and the statistics to answer by."""
         start = learnt.start(learnt.tensors)
         part = {"support_x": support_x, "support_y": support_y}
-        start = dataclasses.replace(start, order=_order(start, 0, part))
+        start = dataclasses.replace(start, order=self._order(start, 0, part))
         adapted = self._adapt(part, start)
         if not (self.policy.from_support or self.policy.query_by_batch[self.training]):
             return adapted, start, self._given(start, self.steps)
@@ -178,7 +178,7 @@ class Adaptation:
             begin = dataclasses.replace(
                 start,
                 state=self._state_of_task(start.state, first + t),
-                order=_order(start, first + t, part),
+                order=self._order(start, first + t, part),
             )
 
             def visit(k, weights, state):
@@ -348,6 +348,16 @@ class Adaptation:
             for x, is_random in zip(state, self.network.random_states(), strict=True)
         ]
 
+    def _order(self, start, number, part):
+        """The rows that each step takes of a task's support set; None for all.
+
+        Outside of meta-training the same for every task: answers must not depend on a task's place.
+        """
+        if start.order is None:
+            return None
+        samples = _length(keras.tree.flatten(part["support_x"])[0])
+        return start.order(number if self.training else 0, samples)
+
     def specs(self, inputs) -> Any:
         """The network's outputs for one task."""
         symbolic = keras.tree.map_structure(
@@ -396,13 +406,6 @@ def _length(x):
 def _as_float(x):
     """State in a type that can be averaged."""
     return x if x.dtype.is_floating else tf.cast(x, tf.float64)
-
-
-def _order(start, number, part):
-    """The rows that each step takes of a task's support set; None for all."""
-    if start.order is None:
-        return None
-    return start.order(number, _length(keras.tree.flatten(part["support_x"])[0]))
 
 
 def _parts(queries, answers):

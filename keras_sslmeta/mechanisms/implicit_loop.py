@@ -71,12 +71,16 @@ class ImplicitLoop(InnerLoop):
             of_weights = products(vector, weights)
             return [h + self.proximal * v for h, v in zip(of_weights, vector, strict=True)]
 
-        solution = _conjugate_gradients(of_system, upstream, self.solver_steps)
-        of_constants = products(solution, constants) if constants else []
-        return [
-            *(self.proximal * v for v in solution),
-            *(-tf.convert_to_tensor(x) for x in of_constants),
-        ]
+        # The system is linear: half precision would overflow at the scale of the whole loss.
+        size = tf.sqrt(_dot(upstream, upstream))
+        units = [tf.math.divide_no_nan(g, tf.cast(size, g.dtype)) for g in upstream]
+        unit = _conjugate_gradients(of_system, units, self.solver_steps)
+        of_constants = products(unit, constants) if constants else []
+        solution, of_constants = (
+            [tf.convert_to_tensor(x) * tf.cast(size, x.dtype) for x in part]
+            for part in (unit, of_constants)
+        )
+        return [*(self.proximal * v for v in solution), *(-x for x in of_constants)]
 
 
 def _conjugate_gradients(product, target, steps):

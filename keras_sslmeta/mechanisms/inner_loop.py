@@ -136,9 +136,10 @@ class InnerLoop:
         if not (self.second_order or self.learnt_rates or task.tally or constrained):
             # Steps move the weights by constants: the derivative is the identity, and nothing is run twice.
             return _as_identity(task, steps)
-        # Of the last step TensorFlow's own gradient keeps the intermediates: one step's, not run again.
-        carried, _ = replay(task.step, task.start(), task.constants, steps - 1)
-        return task.step(tf.constant(steps - 1), carried, task.constants)
+        if steps == 1:
+            # TensorFlow's own gradient keeps one step's intermediates too, and need not run it twice.
+            return task.step(tf.constant(0), task.start(), task.constants)
+        return replay(task.step, task.start(), task.constants, steps)[0]
 
     def along(
         self,
@@ -303,7 +304,7 @@ class _Task:
             )
             loss = loop.loss(targets, outputs, of_loss)
             loss += tf.cast(penalty, loss.dtype)
-            scale = _scale_in_half_precision(loss) if _is_half(outputs) else None
+            scale = _scale_in_half_precision(loss) if loop.network.is_half else None
             scaled = loss if scale is None else loss * scale
         gradients = tape.gradient(scaled, before.weights, unconnected_gradients="zero")
         gradients = [tf.convert_to_tensor(g) for g in gradients]
@@ -349,7 +350,3 @@ def _scale_in_half_precision(loss):
     size = tf.maximum(tf.abs(tf.stop_gradient(loss)), 1.0)
     room = tf.maximum(_HALF_PRECISION_SCALE / size, 1.0)
     return 2.0 ** tf.floor(tf.math.log(room) / tf.math.log(tf.constant(2.0, loss.dtype)))
-
-
-def _is_half(outputs):
-    return any(x.dtype in (tf.float16, tf.bfloat16) for x in keras.tree.flatten(outputs))

@@ -13,7 +13,15 @@ def in_head(model: "keras.Model") -> Callable[[Any], bool]:
 
     Args:
         model: a built model.
+
+    Raises:
+        ValueError: if the model has several outputs.
     """
+    if len(getattr(model, "outputs", None) or [0]) > 1:
+        raise ValueError(
+            "`adapted` must say which variables are of the heads, where a model has several outputs, such as "
+            f"`lambda v: 'head' in v.path`. Received: adapted=None and {len(model.outputs)} outputs"
+        )
     weights: list = []
     for layer in model._flatten_layers(include_self=False):
         is_leaf = not list(layer._flatten_layers(include_self=False, recursive=False))

@@ -29,6 +29,8 @@ class StatelessNetwork:
         statistics: the moving statistics of its `keras.layers.BatchNormalization` layers.
         momenta, are_frozen: of the layers of these statistics.
         constrained: whether an adapted variable has a constraint.
+        is_half: whether a layer computes in half precision.
+        frozen: weights of frozen layers, which are neither learnt nor changed: constants.
         state: everything else that is not trainable: random states, custom layers' averages, counters.
     """
 
@@ -50,8 +52,20 @@ class StatelessNetwork:
             for layer in self.norms:
                 self._add(layer, trainable)
         self.constrained = any(v.constraint is not None for v in self.adapted)
+        layers = model._flatten_layers()
+        self.is_half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers)
+        made_to_be_trained = {
+            id(v) for layer in model._flatten_layers() for v in layer._trainable_variables
+        }
         known = {id(v) for v in self.statistics}
-        self.state = [v for v in model.non_trainable_variables if id(v) not in known]
+        fixed = [v for v in model.non_trainable_variables if id(v) not in known]
+        self.frozen = [v for v in fixed if id(v) in made_to_be_trained]
+        self.state = [v for v in fixed if id(v) not in made_to_be_trained]
+        self._frozen_values: list[tf.Tensor] = []
+
+    def read_frozen(self):
+        """Reads the frozen weights into tensors: once, before any loop."""
+        self._frozen_values = [tf.convert_to_tensor(v.value) for v in self.frozen]
 
     def _add(self, layer, trainable):
         """Adds the statistics of a layer of batch normalisation."""
@@ -95,6 +109,7 @@ class StatelessNetwork:
             *zip(self.others, others, strict=True),
             *zip(self.statistics, statistics, strict=True),
             *zip(self.state, state, strict=True),
+            *zip(self.frozen, self._frozen_values, strict=False),
         ]
         with (
             second_derivatives.exact(),

@@ -54,11 +54,25 @@ def all_tasks(
     outputs: Any,
 ) -> "tuple[list[tf.Tensor], Any]":
     """As `each_task`, all tasks at once by `tf.vectorized_map`: for accelerators, at the memory of all."""
-    addends, results = tf.vectorized_map(
-        lambda t: _as_lists(task(t)), tf.range(count), fallback_to_while_loop=True
-    )
-    sums = [x + tf.reduce_sum(y, axis=0) for x, y in zip(sums, addends, strict=True)]
-    return sums, keras.tree.pack_sequence_as(outputs, results)
+
+    def run():
+        addends, results = tf.vectorized_map(
+            lambda t: _as_lists(task(t)), tf.range(count), fallback_to_while_loop=True
+        )
+        added = [x + tf.reduce_sum(y, axis=0) for x, y in zip(sums, addends, strict=True)]
+        return [*added, *results]
+
+    def nothing():
+        """A replica may have no task; no number of tasks is mapped over then."""
+        shapes = [[n or 0 for n in spec.shape] for spec in specs]
+        return [
+            *map(tf.identity, sums),
+            *(tf.zeros([0, *s], x.dtype) for s, x in zip(shapes, specs, strict=True)),
+        ]
+
+    specs = keras.tree.flatten(outputs)
+    flat = run() if isinstance(count, int) else tf.cond(count > 0, run, nothing)
+    return flat[: len(sums)], keras.tree.pack_sequence_as(outputs, flat[len(sums) :])
 
 
 def _as_lists(given):

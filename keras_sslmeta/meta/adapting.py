@@ -32,6 +32,8 @@ class AdaptingModel(MetaStep):
     """
 
     adaptation_class = Adaptation
+    # Whether a method keeps something for each of the model's weights.
+    owns_weights_for_each = False
 
     def __init__(
         self,
@@ -185,6 +187,7 @@ class AdaptingModel(MetaStep):
                 f"adapted={self.adapted!r}, which selects none of "
                 f"{', '.join(v.path for v in self.model.trainable_variables)}"
             )
+        self._ids_at_build = _ids(network)
         if self._policy.per_step and not self.step_statistics:
             self.step_statistics = [
                 self.add_weight(
@@ -355,6 +358,13 @@ class AdaptingModel(MetaStep):
     def adaptation(self, training, steps=None, through_inputs=False):
         """How to adapt, and what every task starts from: variables, read once, before any loop."""
         network = self._network()
+        network.read_frozen()
+        if self.owns_weights_for_each and _ids(network) != self._ids_at_build:
+            raise ValueError(
+                "Layers of `model` must be frozen, or unfrozen, before the meta-learner is made, which has "
+                f"weights of its own for each of theirs. Received: {type(self).__name__} of a model that "
+                "was changed since"
+            )
         steps = self._steps(training) if steps is None else steps
         adaptation = self.adaptation_class(
             network,
@@ -394,6 +404,10 @@ class AdaptingModel(MetaStep):
                 "`support_x` and `support_y` must have the same number of samples. "
                 f"Received: {lengths[0]} and {lengths[1]}"
             )
+
+
+def _ids(network):
+    return [*map(id, network.adapted), 0, *map(id, network.others)]
 
 
 def _split(tensors, sizes):

@@ -276,9 +276,10 @@ def weights_of_queries(sample_weight, y_pred):
 
 def _a_weight_a_query(weight, tasks_and_queries):
     weight = tf.convert_to_tensor(weight)
-    if weight.shape.rank == 1:
-        weight = weight[:, None]
-    return tf.broadcast_to(weight, tasks_and_queries)
+    # Of either rank, which a retraced step no longer knows.
+    shape = tf.shape(weight)
+    columns = tf.reshape(weight, [shape[0], tf.reduce_prod(shape[1:])])
+    return tf.broadcast_to(columns, tasks_and_queries)
 
 
 def _check_targets(y, queries):

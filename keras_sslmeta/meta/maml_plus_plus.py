@@ -67,6 +67,8 @@ class MAMLPlusPlus(AdaptingModel):
         https://arxiv.org/abs/1810.09502
     """
 
+    owns_weights_for_each = True
+
     def __init__(
         self,
         model,

@@ -57,6 +57,8 @@ class MetaSGD(AdaptingModel):
         Algorithm 1. https://arxiv.org/abs/1707.09835
     """
 
+    owns_weights_for_each = True
+
     def __init__(self, model, inner_steps: int = 1, rate_initializer=None, **kwargs):
         if "inner_learning_rate" in kwargs:
             raise ValueError(

@@ -156,6 +156,10 @@ class MetaStep(EpisodicModel):
         left_out = set(_REPORTS) - set(results.losses)
         return multi_worker.reducible({k: v for k, v in logs.items() if k not in left_out})
 
+    def _get_metrics_result_or_logs(self, logs):
+        """All replicas' metrics, of those that were measured: Keras would take the last step's logs."""
+        return {key: value for key, value in self.get_metrics_result().items() if key in logs}
+
     def checks_of_labels(self, adaptation, episode, query_y=None):
         """Assertions that labels are classes of the head: TensorFlow gives NaN for others on a GPU."""
         outputs = adaptation.specs(episode["query_x"])

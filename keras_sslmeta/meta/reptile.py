@@ -82,6 +82,8 @@ class Reptile(AdaptingModel):
         https://arxiv.org/abs/1803.02999
     """
 
+    owns_weights_for_each = True
+
     def __init__(
         self,
         model,
@@ -189,9 +191,10 @@ def _batches(samples, size, steps, seed, task):
     if samples <= size:
         return None
     passes = -(-steps * size // samples)
+    of_task = random_state.fold_in(seed, task)
     rows = []
     for i in range(passes):
-        of_pass = random_state.fold_in(seed, task * passes + i)
+        of_pass = random_state.fold_in(of_task, i)
         # Integers: XLA draws other floats.
         noise = tf.random.stateless_uniform(
             [samples], of_pass, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg="philox"

@@ -471,6 +471,60 @@ def test_query_labels_in_the_episode_are_refused():
         learner.fit({**X, "query_y": Y}, Y, verbose=0)
 
 
+def test_answers_of_reptile_depend_on_the_task_alone():
+    """In batches of tasks or alone, by `predict`, `predict_along` or `adapt`."""
+    learner = ksm.Reptile(network(), 2, 0.05, 4, test_inner_steps=3, seed=1)
+    learner.compile("sgd", "mse")
+    together = learner.predict(X, verbose=0)
+    np.testing.assert_allclose(learner.predict(X, batch_size=1, verbose=0), together, rtol=1e-9)
+    np.testing.assert_allclose(learner.predict_along(X, 5)[:, 3], together, rtol=1e-9)
+    for t in range(TASKS):
+        model = learner.adapt(X["support_x"][t], X["support_y"][t])
+        np.testing.assert_allclose(model(X["query_x"][t]), together[t], rtol=1e-9)
+
+
+def test_weights_a_task_and_weights_a_query_in_turn():
+    learner = ksm.MAML(network())
+    learner.compile("sgd", "mse")
+    for weights in (np.full((TASKS, QUERIES), 2.0), np.full(TASKS, 2.0)):
+        history = learner.fit(X, Y, sample_weight=weights, verbose=0).history
+        assert np.isfinite(history["loss"]).all()
+
+
+@pytest.mark.parametrize("method", [ksm.ANIL, ksm.BOIL])
+def test_several_heads_must_be_named(method):
+    inputs = keras.Input((3,))
+    model = keras.Model(
+        inputs, [layers.Dense(2, name="u")(inputs), layers.Dense(2, name="v")(inputs)]
+    )
+    with pytest.raises(ValueError, match="`adapted` must say which variables.*2 outputs"):
+        method(model)
+    method(model, adapted=lambda v: "u/" in v.path)
+
+
+@methods("MetaSGD", names=("MetaSGD", "MAMLPlusPlus", "Reptile"))
+def test_layers_frozen_too_late_are_refused(name):
+    learner = METHODS[name]()
+    learner.compile("sgd", "mse")
+    learner.model.get_layer("body").trainable = False
+    with pytest.raises(ValueError, match="before the meta-learner is made"):
+        learner.fit(X, Y, verbose=0)
+
+
+def test_frozen_weights_are_constants():
+    """Neither carried from step to step nor moved."""
+    model = network()
+    model.get_layer("body").trainable = False
+    learner = ksm.MAML(model, 2, RATE)
+    learner.compile(keras.optimizers.SGD(1.0), "mse")
+    adaptation, _ = learner.adaptation(training=True)
+    assert not adaptation.network.state and len(adaptation.network.frozen) == 2
+    before = model.get_weights()
+    learner.fit(X, Y, batch_size=TASKS, verbose=0)
+    moved = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
+    assert moved == [False, False, True, True]
+
+
 def test_a_head_wider_than_the_ways_is_refused():
     learner = ksm.MAML(network())  # Two classes.
     learner.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
