@@ -37,7 +37,14 @@ ONE_HOT = {**X, "support_y": np.eye(WAYS, dtype="float32")[X["support_y"]]}
 LACKING = {**X, "support_y": np.concatenate([[[0, 0, 2, 2, 0, 0]], X["support_y"][1:]])}
 Y_LACKING = np.where((Y == 1) & (np.arange(TASKS) == 0)[:, None], 2, Y)
 
-every_method = pytest.mark.parametrize("name", METHODS)
+# Two run every time, the others with the slow tests; each has a file of its own besides.
+every_method = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("prototypical", "ridge") else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+    ],
+)
 
 
 @pytest.fixture(autouse=True)

@@ -381,7 +381,7 @@ def methods(*quick, names=tuple(METHODS)):
     return pytest.mark.parametrize("name", rows)
 
 
-@methods("MAMLPlusPlus", "Reptile")
+@methods("Reptile")
 def test_fitted_saved_and_loaded_models_predict_and_go_on_alike(name, tmp_path):
     learner = METHODS[name]()
     learner.compile("adam", "mse")
@@ -409,7 +409,7 @@ def test_adapt_gives_what_predict_gives(name):
     )
 
 
-@methods("MetaSGD", names=[name for name in METHODS if name not in ("BOIL", "CAVIA")])
+@methods("ANIL", names=[name for name in METHODS if name not in ("BOIL", "CAVIA")])
 def test_tasks_at_once_equal_one_after_another(name):
     results = []
     for vectorized in (False, True):

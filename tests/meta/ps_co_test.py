@@ -275,6 +275,7 @@ def test_plain_samples_with_an_augmentation_or_two():
         assert losses[1] > 0 and np.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_xla():
     """It needs shapes that do not change: the filled places are told apart without."""
     model, plain = build(), build()
@@ -435,6 +436,7 @@ def with_other_noise(x):
     )
 
 
+@pytest.mark.slow
 def test_few_shot_and_nearest_neighbour_accuracy_rise():
     keras.utils.set_random_seed(0)
     model = build(
