@@ -143,7 +143,11 @@ class _Fused:
             epsilon=self.epsilon,
             is_training=True,
         )
-        return of_rows, of_scale, of_shift
+        # oneDNN merges the gradients for a convolution's kernel and bias where both read the same node. With
+        # second derivatives there are two candidates, and of a node with more than eight readers, such as
+        # the kernel above, it takes either: in one case the graph has a cycle. So readers get a node of
+        # their own, which forwards its input.
+        return tf.raw_ops.Snapshot(input=of_rows), of_scale, of_shift
 
 
 def _count(rows):
