@@ -120,6 +120,8 @@ class AdaptingModel(MetaStep):
         steps = self._steps(False) if steps is None else arguments.count("steps", steps, least=0)
         if isinstance(support_x, list) and len(getattr(self.model, "inputs", None) or [0]) == 1:
             support_x = np.asarray(support_x)
+        if isinstance(support_y, list) and not hasattr(support_y[0], "shape"):
+            support_y = np.asarray(support_y)
         support_x, support_y = (
             keras.tree.map_structure(tf.convert_to_tensor, x) for x in (support_x, support_y)
         )
@@ -142,18 +144,6 @@ class AdaptingModel(MetaStep):
             for v, x in zip(variables, values, strict=True)
         }
         return model_copy.copy_with(self.model, news, support_x)
-
-    def export(self, *args, **kwargs):
-        """Not for meta-learners: export what `adapt` gives.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            "A meta-learner answers episodes, and serving systems do not: export the model that "
-            "`adapt(support_x, support_y)` gives, or `model.model` without adaptation. "
-            f"Received: {self!r}"
-        )
 
     def predict_along(self, episode, steps: int):
         """Predictions for the queries before, between and after inner steps.

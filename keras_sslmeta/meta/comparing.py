@@ -40,6 +40,8 @@ class ComparingModel(EpisodicModel):
         tf.errors.InvalidArgumentError: in a step, if a query's label is no class of its support set.
     """
 
+    gives_logits = True
+
     def __init__(self, encoder, **kwargs):
         if not isinstance(encoder, keras.Model):
             raise ValueError(
@@ -155,6 +157,7 @@ class ComparingModel(EpisodicModel):
         asked for where support labels are one-hot, but drops the checks of labels.
         """
         loss = self.default_loss() if loss is None else loss
+        self._check_scale(loss)
         TaskLoss(loss)  # Refuses what cannot be.
         jit_compile = False if jit_compile == "auto" else jit_compile
         super().compile(
@@ -263,6 +266,24 @@ class ComparingModel(EpisodicModel):
                 f"Received: {', '.join(map(str, episode))}"
             )
         super()._check_ranks(episode)
+
+    def _check_scale(self, loss):
+        """Refuses a crossentropy of probabilities, which would train nothing, on scores of any sign."""
+        loss = _only(loss)
+        kinds = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
+        functions = (
+            keras.losses.sparse_categorical_crossentropy,
+            keras.losses.categorical_crossentropy,
+        )
+        of_probabilities = loss in functions or (
+            isinstance(loss, kinds) and not getattr(loss, "from_logits", True)
+        )
+        if self.gives_logits and of_probabilities:
+            raise ValueError(
+                f"`loss` must take logits, which is what {type(self).__name__} gives: leave it out, or "
+                "pass keras.losses.SparseCategoricalCrossentropy(from_logits=True). "
+                f"Received: loss={loss!r}"
+            )
 
     def _check_support(self, support_x, support_y):
         inputs = getattr(self.model, "inputs", None) or []

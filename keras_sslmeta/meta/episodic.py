@@ -115,6 +115,18 @@ class EpisodicModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFi
         self._check_data(x)
         return super().predict(x, *args, **kwargs)
 
+    def export(self, *args, **kwargs):
+        """Not for meta-learners: export what `adapt` gives.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "A meta-learner answers episodes, and serving systems do not: export the model that "
+            "`adapt(support_x, support_y)` gives, or `model.model` without adaptation. "
+            f"Received: {self!r}"
+        )
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """As Keras's, on the queries of all tasks as one batch."""
         y, y_pred, sample_weight = as_one_batch(y, y_pred, sample_weight)
@@ -141,6 +153,10 @@ class EpisodicModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFi
             spec = x.element_spec
             x = spec[0] if isinstance(spec, tuple) else spec
         else:
+            if isinstance(x, dict) and not set(_KEYS) - set(x):
+                self._check_ranks(
+                    x
+                )  # First: the parts of an episode that is not batched differ in length.
             _check_lengths(x, y)
         if isinstance(x, dict):
             self._check_ranks(x)

@@ -49,7 +49,7 @@ class MetaSGD(AdaptingModel):
     >>> meta_sgd = ksm.MetaSGD(network)
     >>> meta_sgd.compile(keras.optimizers.Adam(1e-3), loss="mse")
     >>> history = meta_sgd.fit(ksm.data.sinusoids(seed=0).batch(25), steps_per_epoch=2, verbose=0)
-    >>> [rate.shape for rate in meta_sgd.rates]
+    >>> [tuple(rate.shape) for rate in meta_sgd.rates]
     [(1, 40), (40,), (40, 1), (1,)]
 
     Reference:

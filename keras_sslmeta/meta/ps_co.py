@@ -155,6 +155,12 @@ class PsCo(two_view.TwoViewModel):
                 "PsCo brings its own loss, which needs its queue: leave `loss` out. "
                 f"Received: loss={loss!r}"
             )
+        if kwargs.get("metrics") or kwargs.get("weighted_metrics"):
+            raise ValueError(
+                "`metrics` must be left out: there are no labels to measure by while PsCo trains. Measure "
+                "with `keras_sslmeta.callbacks.KNNProbe`, or `evaluation.few_shot`. "
+                f"Received: metrics={kwargs.get('metrics')!r}"
+            )
         super().compile(optimizer, loss, **kwargs)
 
     def build_heads(self, features):

@@ -71,6 +71,8 @@ class RelationNetwork(ComparingModel):
         Learning", CVPR 2018, Eq. 1 and 2, Figure 3. https://arxiv.org/abs/1711.06025
     """
 
+    gives_logits = False  # Scores from 0 to 1.
+
     def __init__(self, encoder, relation=None, **kwargs):
         super().__init__(encoder, **kwargs)
         if relation is not None and not isinstance(relation, keras.Model):

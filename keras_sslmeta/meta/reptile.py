@@ -183,21 +183,23 @@ class Reptile(AdaptingModel):
 
 def _batches(samples, size, steps, seed, task):
     """Rows of each step's batch, `(steps, size)`: the support set shuffled, over and over."""
-    if not isinstance(samples, int):
-        raise ValueError(
-            "The number of support samples must be known where `inner_batch_size` is given: batch the "
-            "episodes to a fixed shape, or pass `inner_batch_size=None`. Received: an unknown number"
-        )
-    if samples <= size:
+    if isinstance(samples, int) and samples <= size:
         return None
-    passes = -(-steps * size // samples)
     of_task = random_state.fold_in(seed, task)
-    rows = []
-    for i in range(passes):
+
+    def shuffled(i):
         of_pass = random_state.fold_in(of_task, i)
         # Integers: XLA draws other floats.
         noise = tf.random.stateless_uniform(
             [samples], of_pass, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg="philox"
         )
-        rows.append(tf.argsort(noise, stable=True))
-    return tf.reshape(tf.concat(rows, axis=0)[: steps * size], [steps, size])
+        return tf.argsort(noise, stable=True)
+
+    if isinstance(samples, int):
+        passes = -(-steps * size // samples)
+        rows = tf.concat([shuffled(i) for i in range(passes)], axis=0)
+    else:  # Episodes of several sizes: Keras has forgotten the number.
+        size = tf.minimum(size, samples)
+        passes = -(-steps * size // samples)
+        rows = tf.reshape(tf.map_fn(shuffled, tf.range(passes)), [-1])
+    return tf.reshape(rows[: steps * size], [steps, size])

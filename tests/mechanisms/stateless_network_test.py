@@ -124,7 +124,9 @@ def test_statistics_are_differentiable():
     adapted, others, statistics, state = groups(net)
     with tf.GradientTape() as tape:
         tape.watch(adapted[1])
-        _, of_inputs, *_ = net(adapted, others, statistics, state, X, False, True)
+        _, of_inputs, *_ = net(
+            adapted, others, statistics, state, X, False, True, through_statistics=True
+        )
         total = tf.reduce_sum(of_inputs[0])
     np.testing.assert_allclose(tape.gradient(total, adapted[1]), np.ones(4), rtol=1e-5)
 
@@ -149,7 +151,7 @@ def test_a_frozen_batch_normalisation_has_statistics_and_keeps_them():
     norm.trainable = False
     net = StatelessNetwork(model)
     assert [v.name for v in net.statistics] == ["moving_mean", "moving_variance"]
-    assert {"gamma", "beta"} <= {v.name for v in net.state}
+    assert {"gamma", "beta"} <= {v.name for v in net.frozen}
     given = [tf.constant([1.0, 2.0, 3.0, 4.0]), tf.constant([4.0, 3.0, 2.0, 1.0])]
     adapted, others, _, state = groups(net)
     by_batch, after, *_ = net(adapted, others, given, state, X, False, True)

@@ -607,3 +607,20 @@ def test_xla_with_one_hot_labels(name):
 def test_the_parent_is_no_method():
     with pytest.raises(NotImplementedError):
         ComparingModel(network())(X)
+
+
+@pytest.mark.parametrize("method", [PrototypicalNetwork, MatchingNetwork, RidgeHead])
+@pytest.mark.parametrize(
+    "loss", ["sparse_categorical_crossentropy", keras.losses.CategoricalCrossentropy()]
+)
+def test_losses_of_probabilities_are_refused(method, loss):
+    """On logits they would train nothing, without a word."""
+    model = method(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    with pytest.raises(ValueError, match="`loss` must take logits.*from_logits=True"):
+        model.compile("adam", loss)
+
+
+def test_learners_are_not_exported():
+    model = PrototypicalNetwork(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    with pytest.raises(ValueError, match="export the model that `adapt"):
+        model.export("anywhere")

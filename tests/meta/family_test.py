@@ -483,6 +483,18 @@ def test_answers_of_reptile_depend_on_the_task_alone():
         np.testing.assert_allclose(model(X["query_x"][t]), together[t], rtol=1e-9)
 
 
+def test_reptile_answers_tasks_of_other_sizes():
+    """Keras forgets the number of samples when it retraces."""
+    learner = ksm.Reptile(network(), 2, 0.05, 4, test_inner_steps=3, seed=1)
+    learner.compile("sgd", "mse")
+    sizes = {n: {**X, **{k: X[k][:, :n] for k in ("support_x", "support_y")}} for n in (6, 5, 2)}
+    answers = {n: learner.predict(x, verbose=0) for n, x in sizes.items()}
+    for n, x in sizes.items():
+        again = ksm.Reptile(learner.model, 2, 0.05, 4, test_inner_steps=3, seed=1)
+        again.compile("sgd", "mse")
+        np.testing.assert_allclose(again.predict(x, verbose=0), answers[n], rtol=1e-9)
+
+
 def test_weights_a_task_and_weights_a_query_in_turn():
     learner = ksm.MAML(network())
     learner.compile("sgd", "mse")
