@@ -407,7 +407,9 @@ def test_compiled_by_xla(name):
 
 
 @everything
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision(name, policy):
     """The loss is near float32's, and steps are of the same size, not scaled away."""
 
