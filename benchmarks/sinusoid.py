@@ -112,6 +112,7 @@ def main():
                     ksm.visualization.plot_adapted_functions(maml, wave, ax=axes[2])
         if seed == arguments.seeds[0]:
             ksm.visualization.plot_adaptation_curve(curves, ax=axes[1])
+            axes[1].set_ylim(0, 6)  # Whatever a wave that ran away does.
     axes[0].set(
         xlabel="meta-training step", ylabel="query loss", title="Meta-training", yscale="log"
     )
