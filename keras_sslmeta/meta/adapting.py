@@ -194,8 +194,8 @@ class AdaptingModel(MetaStep):
         """As `keras.Model.compile`; the loss is the task's, and must be given.
 
         `jit_compile="auto"` means False here, on a GPU too. XLA pays for small networks, and may be asked
-        for, but drops the check that labels are classes of the model's head: other labels give NaN then. Under
-        XLA the second derivative of max pooling is TensorFlow's approximation, which compares in half
+        for, but drops the check that labels are classes of the model's head: other labels give NaN then.
+        Under XLA the second derivative of max pooling is TensorFlow's approximation, which compares in half
         precision: meta-gradients were off in the third digit; average pooling is exact.
 
         Raises:
