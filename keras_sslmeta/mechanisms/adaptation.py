@@ -123,12 +123,7 @@ class Adaptation:
             part = of_task(episode)
 
             def start(tensors):
-                begin = learnt.start(tensors)
-                return dataclasses.replace(
-                    begin,
-                    state=self._state_of_task(begin.state, first + t),
-                    order=self._order(begin, first + t, part),
-                )
+                return self._start_of_task(learnt.start(tensors), first + t, part)
 
             if queries is None:
                 _, _, answers = self._answers(part, start(learnt.tensors))
@@ -175,11 +170,7 @@ class Adaptation:
 
         def task(t):
             part = keras.tree.map_structure(lambda x: x[t], episode)
-            begin = dataclasses.replace(
-                start,
-                state=self._state_of_task(start.state, first + t),
-                order=self._order(start, first + t, part),
-            )
+            begin = self._start_of_task(start, first + t, part)
 
             def visit(k, weights, state):
                 return self._answers_at(part, begin, weights, state, k)[1].outputs
@@ -340,6 +331,14 @@ class Adaptation:
         return [statistics_of_pass(variable, values, k) for variable, values in pairs]
 
     # ------------------------------------------------------------------------ around tasks
+
+    def _start_of_task(self, start, number, part):
+        """The start of the task of that number, whatever replica it is on."""
+        return dataclasses.replace(
+            start,
+            state=self._state_of_task(start.state, number),
+            order=self._order(start, number, part),
+        )
 
     def _state_of_task(self, state, index):
         """The state that a task starts from: random states of its own, whatever replica it is on."""

@@ -1,7 +1,5 @@
 """Meta-learners that adapt by gradient steps: equal to MAML where they should be, right in what is theirs."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -546,11 +544,3 @@ def test_a_head_wider_than_the_ways_is_refused():
     learner.predict(labels, verbose=0)  # A task that lacks a class may be answered.
     labels["support_y"][0, 0] = 1  # Tasks of one class and of two.
     learner.fit(labels, np.zeros((TASKS, QUERIES), "int64"), batch_size=TASKS, verbose=0)
-
-
-def test_results_are_complete():
-    """What a branch of `tf.cond` takes apart must be put together again."""
-    from keras_sslmeta.mechanisms.adaptation import Results
-
-    names = {field.name for field in dataclasses.fields(Results)}
-    assert names == {"outputs", "losses", "gradients", "statistics", "state", "optimizer"}
