@@ -116,7 +116,7 @@ def head():
 
 def ps_co():
     """Whose queue holds keys already: with an empty one the loss is 0."""
-    model = ksm.PsCo(encoder(), projection_head=head(), predictor=head(), queue_size=32, shots=2)
+    model = ksm.PsCo(encoder(), projector=head(), predictor=head(), queue_size=32, shots=2)
     model.queue(keras.random.normal((20, 8), seed=1), training=True)
     return model
 

@@ -7,10 +7,12 @@ import keras
 class ProjectionHead(keras.layers.Layer):
     """Multi-layer perceptron whose output, and not the encoder's, the loss compares.
 
-    `hidden_layers` times Dense – (BatchNorm) – ReLU, then a Dense layer without activation. SimCLR's
-    head is the default: one hidden layer as wide as its input, and 128 outputs. With
+    `hidden_layers` times Dense – (BatchNorm) – ReLU, then a Dense layer without activation. SimCLR's head
+    is the default: one hidden layer as wide as its input, and 128 outputs. With
     `batch_normalization=True` each Dense layer, the last one too, is followed by a BatchNorm that is
-    synchronised over replicas, and has no bias of its own (SimCLR's published code, and v2).
+    synchronised over replicas, and has no bias of its own (SimCLR's published code, and v2). Of the last
+    one, `output_normalization` can say otherwise: `False` for none (BYOL, Barlow Twins, VICReg),
+    `"plain"` for one without scale and shift (SimSiam, MoCo v3).
 
     Args:
         output_dim: dimension of the projections. Defaults to 128 (SimCLR).
@@ -18,6 +20,8 @@ class ProjectionHead(keras.layers.Layer):
             for ResNet-50).
         hidden_layers: their number. Defaults to 1 (SimCLR; v2's deeper head has 2).
         batch_normalization: whether Dense layers are followed by BatchNorm. Defaults to False.
+        output_normalization: whether the last one is: True, False or `"plain"`. Defaults to None, as
+            `batch_normalization`.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -29,7 +33,7 @@ class ProjectionHead(keras.layers.Layer):
 
     Raises:
         ValueError: if a dimension or the number of layers is not a positive integer (0 hidden layers
-            are allowed: a linear head).
+            are allowed: a linear head), or `output_normalization` none of its values.
 
     Example:
 
@@ -47,6 +51,7 @@ class ProjectionHead(keras.layers.Layer):
         hidden_dim: int | None = None,
         hidden_layers: int = 1,
         batch_normalization: bool = False,
+        output_normalization: bool | str | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -57,24 +62,37 @@ class ProjectionHead(keras.layers.Layer):
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"`{name}` must be an integer ≥ {least}. Received: {value!r}")
+        if output_normalization not in (None, True, False, "plain"):
+            raise ValueError(
+                '`output_normalization` must be None, True, False or "plain". '
+                f"Received: {output_normalization!r}"
+            )
         self.output_dim = output_dim
         self.hidden_dim = hidden_dim
         self.hidden_layers = hidden_layers
         self.batch_normalization = batch_normalization
+        self.output_normalization = output_normalization
 
     def build(self, input_shape):
         features = input_shape[-1]
         widths = [self.hidden_dim or features] * self.hidden_layers + [self.output_dim]
+        last = self.output_normalization
+        normalizations: list[bool | str] = [self.batch_normalization] * self.hidden_layers
+        normalizations.append(self.batch_normalization if last is None else last)
         blocks = []
-        for i, width in enumerate(widths):
+        for i, (width, normalization) in enumerate(zip(widths, normalizations, strict=True)):
             blocks.append(
-                keras.layers.Dense(
-                    width, use_bias=not self.batch_normalization, dtype=self.dtype_policy
-                )
+                keras.layers.Dense(width, use_bias=not normalization, dtype=self.dtype_policy)
             )
-            if self.batch_normalization:
+            if normalization:
+                has_weights = normalization != "plain"
                 blocks.append(
-                    keras.layers.BatchNormalization(synchronized=True, dtype=self.dtype_policy)
+                    keras.layers.BatchNormalization(
+                        center=has_weights,
+                        scale=has_weights,
+                        synchronized=True,
+                        dtype=self.dtype_policy,
+                    )
                 )
             if i < self.hidden_layers:
                 blocks.append(keras.layers.ReLU(dtype=self.dtype_policy))
@@ -103,4 +121,5 @@ class ProjectionHead(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "hidden_layers": self.hidden_layers,
             "batch_normalization": self.batch_normalization,
+            "output_normalization": self.output_normalization,
         }

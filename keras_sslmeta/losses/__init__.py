@@ -12,6 +12,7 @@ from keras_sslmeta.losses.hard_negative import HardNegative
 from keras_sslmeta.losses.info_nce import InfoNCE
 from keras_sslmeta.losses.ko_leo import KoLeo
 from keras_sslmeta.losses.labelled_pairs_loss import LabelledPairsLoss
+from keras_sslmeta.losses.le_jepa import LeJEPA
 from keras_sslmeta.losses.matryoshka import Matryoshka
 from keras_sslmeta.losses.multi_similarity import MultiSimilarity
 from keras_sslmeta.losses.n_pairs import NPairs
@@ -42,6 +43,7 @@ __all__ = [
     "InfoNCE",
     "KoLeo",
     "LabelledPairsLoss",
+    "LeJEPA",
     "Matryoshka",
     "MultiSimilarity",
     "NPairs",

@@ -27,6 +27,13 @@ def check(augmentation, views) -> None:
             )
 
 
+def can_be_drawn_again(augmentation) -> bool:
+    """Whether all that it draws follows from states that Keras knows: it is made of layers."""
+    several = isinstance(augmentation, (list, tuple))
+    augmentations = augmentation if several else [augmentation]
+    return all(isinstance(augment, keras.layers.Layer) for augment in augmentations)
+
+
 def make(samples, augmentation: "Callable | list[Callable] | tuple[Callable, ...]", views: int):
     """`(batch, …)` → `(batch, views, …)`, for structures of tensors.
 

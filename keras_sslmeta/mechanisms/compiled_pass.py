@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import second_derivatives
+from keras_sslmeta.mechanisms.state_recorder import StateRecorder, holds
 
 
 class CompiledPass:
@@ -41,7 +42,7 @@ class CompiledPass:
         self.trained = list(model.trainable_variables)
         _check_hyperparameters(self.hyperparameters, self.trained, recorder)
         for v in self.trained:
-            if _holds(recorder.assigned, v):
+            if holds(recorder.assigned, v):
                 raise ValueError(
                     "Layers of `model` must not assign to their trainable weights when called, as "
                     "keras.layers.SpectralNormalization does. "
@@ -49,9 +50,9 @@ class CompiledPass:
                 )
         metrics = list(model.metrics_variables)
         ours = [*self.trained, *self.hyperparameters]
-        self.moved = [v for v in recorder.assigned if not _holds([*ours, *metrics], v)]
-        read = [v for v in recorder.read if not _holds(metrics, v)]
-        self.fixed = [v for v in [*read, *metrics] if not _holds([*ours, *self.moved], v)]
+        self.moved = [v for v in recorder.assigned if not holds([*ours, *metrics], v)]
+        read = [v for v in recorder.read if not holds(metrics, v)]
+        self.fixed = [v for v in [*read, *metrics] if not holds([*ours, *self.moved], v)]
 
     def __call__(
         self,
@@ -103,7 +104,7 @@ class CompiledPass:
         found: list[Any] = []
 
         def one_pass(*batch):
-            with tf.GradientTape() as tape, _Recorder() as recorder:
+            with tf.GradientTape() as tape, StateRecorder() as recorder:
                 outputs = self._outputs(batch[0], training=True)
                 loss = self._loss(batch, outputs, training=True)
             # TensorFlow traces once more where variables were made: the last time counts.
@@ -126,46 +127,20 @@ class CompiledPass:
         return recorder
 
 
-class _Recorder(keras.StatelessScope):
-    """Gives zeros for every variable, and notes which are read and which are assigned to."""
-
-    def __init__(self):
-        super().__init__(collect_losses=True)
-        self.read: list[Any] = []
-        self.assigned: list[Any] = []
-
-    def get_current_value(self, variable):
-        value = super().get_current_value(variable)
-        if value is None:
-            self.read.append(variable)
-            value = tf.zeros(variable.shape, variable.dtype)
-            self.state_mapping[id(variable)] = value
-        return value
-
-    def add_update(self, update):
-        if not _holds(self.assigned, update[0]):
-            self.assigned.append(update[0])
-        super().add_update(update)
-
-
-def _holds(variables, variable):
-    return any(v is variable for v in variables)
-
-
 def _check_hyperparameters(hyperparameters, trained, recorder):
     for v in hyperparameters:
-        if _holds(trained, v):
+        if holds(trained, v):
             raise ValueError(
                 "`hyperparameters` must not be trained by the model: make the variable with "
                 "`trainable=False`, or pass its initial value in `weights`. "
                 f"Received: {v.path}, a trainable variable of the model"
             )
-        if _holds(recorder.assigned, v):
+        if holds(recorder.assigned, v):
             raise ValueError(
                 "`hyperparameters` must stay as they are while the model trains. "
                 f"Received: {v.path}, which a step of the training assigns to"
             )
-        if not _holds(recorder.read, v):
+        if not holds(recorder.read, v):
             raise ValueError(
                 "`hyperparameters` must be read by the training, each time it computes: a layer or loss "
                 "that turned the variable into a number when it was made does not look again. "

@@ -96,3 +96,35 @@ def scale_gradient(value: tf.Tensor, factor: "tf.Tensor | None") -> tf.Tensor:
         return value
     scaled = value * tf.cast(factor, value.dtype)
     return tf.stop_gradient(value - scaled) + scaled
+
+
+def shuffled(x, step: "int | tf.Tensor"):
+    """As many rows as there were here, of a shuffle of the rows of all replicas; and the order.
+
+    Args:
+        x: nest of `(n, …)`.
+        step: integer that the order follows from, the same on every replica.
+
+    Returns:
+        `(x, order)`, the latter for `sorted_again`; where there is one replica `x` itself, and None.
+    """
+    if replica_context() is None:
+        return x, None
+    tensors = tf.nest.flatten(x)
+    count = tf.shape(tensors[0])[0]
+    first = first_row(count)
+    gathered = [gather(tensor) for tensor in tensors]
+    seed = tf.stack([tf.cast(step, tf.int64), tf.constant(0, tf.int64)])
+    order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(gathered[0])[0]), seed)
+    mine = order[first : first + count]
+    return tf.nest.pack_sequence_as(x, [tf.gather(rows, mine) for rows in gathered]), order
+
+
+def sorted_again(x: tf.Tensor, order: "tf.Tensor | None") -> tf.Tensor:
+    """What was computed of shuffled rows, as the rows were before: `(n, …)` of this replica's own."""
+    if order is None:
+        return x
+    count = tf.shape(x)[0]
+    first = first_row(count)
+    mine = tf.math.invert_permutation(order)[first : first + count]
+    return tf.gather(gather(x), mine)

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import random_state
+from keras_sslmeta.mechanisms.state_recorder import holds
 
 
 class MomentumCopy(keras.layers.Layer):
@@ -89,10 +90,12 @@ class MomentumCopy(keras.layers.Layer):
     def call(self, inputs, training=None):
         network, weights = self._followed()
         averages = [tf.convert_to_tensor(average) for average in self.averages]
-        seeds = [v for v in network.non_trainable_variables if random_state.is_seed(v)]
-        with keras.StatelessScope(
-            state_mapping=list(zip(weights, averages, strict=True)), collect_losses=True
-        ) as scope:
+        # The rest as it is here: this scope hides one that is around it.
+        rest = [v for v in network.variables if not holds(weights, v)]
+        values = [tf.convert_to_tensor(v) for v in rest]
+        seeds = [v for v in rest if random_state.is_seed(v)]
+        mapping = [*zip(weights, averages, strict=True), *zip(rest, values, strict=True)]
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             outputs = network(inputs, training=training)
             drawn = [scope.get_current_value(seed) for seed in seeds]
         for seed, state in zip(seeds, drawn, strict=True):
@@ -100,17 +103,19 @@ class MomentumCopy(keras.layers.Layer):
                 seed.assign(state)
         return keras.tree.map_structure(tf.stop_gradient, outputs)
 
-    def update(self, momentum: Any) -> None:
+    def update(self, momentum: Any, when: "tf.Tensor | bool" = True) -> None:
         """Moves the averages towards the network's weights: within the training step, after the optimizer.
 
         Args:
             momentum: m, a number from 0 to 1, or a scalar tensor where it follows a schedule.
+            when: whether they move at all, a scalar.
         """
         for average, weight in zip(self.averages, self._followed()[1], strict=True):
             before = tf.convert_to_tensor(average)
             now = tf.cast(tf.convert_to_tensor(weight), before.dtype)
             # As an increment, which is exactly zero where the two are equal.
-            average.assign(before + tf.cast(1 - momentum, before.dtype) * (now - before))
+            change = tf.cast(1 - momentum, before.dtype) * (now - before)
+            average.assign(before + (change if when is True else tf.where(when, change, 0)))
 
 
 class _ValueOf(keras.initializers.Initializer):

@@ -17,6 +17,21 @@ def count(views) -> int:
     return known[0]
 
 
+def require(model, views, number: int) -> None:
+    """Refuses any other number of views than a method is made for."""
+    if count(views) != number:
+        raise ValueError(
+            f"{type(model).__name__} takes {number} views of each sample, on axis 1. "
+            f"Received: {count(views)} views"
+        )
+
+
+def both(model, views):
+    """The first and the second of two views, `(batch, …)` each."""
+    require(model, views, 2)
+    return [keras.tree.map_structure(lambda x, view=view: x[:, view], views) for view in (0, 1)]
+
+
 def merge(views):
     """`(batch, views, …)` → `(batch · views, …)`."""
 
@@ -40,3 +55,11 @@ def split(x, views: int):
         return tf.ensure_shape(split, [rows, views, *x.shape[1:]])
 
     return keras.tree.map_structure(split_one, x)
+
+
+def crossed(targets: tf.Tensor, predictions: tf.Tensor) -> "tuple[tf.Tensor, tf.Tensor]":
+    """Each view's prediction beside the target of every other view: two of `(batch, V·(V − 1), dim)`."""
+    views = range(count(predictions))
+    pairs = [(v, u) for u in views for v in views if u != v]
+    of_targets, of_predictions = zip(*pairs, strict=True)
+    return tf.gather(targets, of_targets, axis=1), tf.gather(predictions, of_predictions, axis=1)

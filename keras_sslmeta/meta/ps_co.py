@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.layers.memory_queue import MemoryQueue
+from keras_sslmeta.layers.predictor_head import PredictorHead
+from keras_sslmeta.layers.projection_head import ProjectionHead
 from keras_sslmeta.losses.batch_loss import BatchLoss
 from keras_sslmeta.losses.info_nce import InfoNCE
 from keras_sslmeta.mechanisms import (
@@ -13,13 +14,13 @@ from keras_sslmeta.mechanisms import (
     unit_vectors,
     view_axis,
 )
-from keras_sslmeta.mechanisms.momentum_copy import MomentumCopy
 from keras_sslmeta.negatives.weigh_pairs import WeighPairs
-from keras_sslmeta.ssl import two_view
+from keras_sslmeta.ssl.momentum import MomentumModel
+from keras_sslmeta.ssl.queued import Queued
 
 
 @keras.saving.register_keras_serializable(package="keras_sslmeta.meta")
-class PsCo(two_view.TwoViewModel):
+class PsCo(Queued, MomentumModel):
     r"""PsCo: few-shot tasks made of unlabelled data, from a momentum network and a queue.
 
     Of each sample i, view 1 gives a query q_i = predictor(head(encoder(view))), and view 2 a key k_i by
@@ -53,14 +54,14 @@ class PsCo(two_view.TwoViewModel):
 
     Args:
         encoder: a `keras.Model`, `(batch, …) → (batch, features)`; trained in place.
-        projection_head: a Keras layer or model on the features, `(n, features) → (n, dim)`. Defaults to None,
+        augmentation: layer or callable that turns plain samples into views, or a list of two of
+            them, of queries and of keys (the authors': strong and weak). Defaults to None: views
+            come ready-made, `(batch, 2, …)`.
+        projector: a Keras layer or model on the features, `(n, features) → (n, dim)`. Defaults to None,
             the authors': Dense 4,096, BatchNorm, ReLU, Dense 256, BatchNorm without scale and shift,
             the Dense layers without bias; BatchNorm is synchronised over replicas.
         predictor: a Keras layer or model, `(n, dim) → (n, dim)`. Defaults to None, the authors': the same but
             for the last BatchNorm. `keras.layers.Identity()` leaves it out.
-        augmentation: layer or callable that turns plain samples into views, or a list of two of
-            them, of queries and of keys (the authors': strong and weak). Defaults to None: views
-            come ready-made, `(batch, 2, …)`.
         queue_size: number of keys in M, at least `shots` and the global batch. Defaults to 16,384 (the
             paper).
         momentum: a number from 0 to 1. Defaults to 0.99 (the paper).
@@ -92,7 +93,7 @@ class PsCo(two_view.TwoViewModel):
     >>> encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(32)])
     >>> model = ksm.PsCo(
     ...     encoder,
-    ...     projection_head=ksm.layers.ProjectionHead(16),
+    ...     projector=ksm.layers.ProjectionHead(16),
     ...     predictor=ksm.layers.ProjectionHead(16),
     ...     augmentation=keras.layers.RandomTranslation(0.2, 0.2),
     ...     queue_size=64,
@@ -111,9 +112,9 @@ class PsCo(two_view.TwoViewModel):
     def __init__(
         self,
         encoder,
-        projection_head=None,
-        predictor=None,
         augmentation=None,
+        projector=None,
+        predictor=None,
         queue_size: int = 16384,
         momentum: float = 0.99,
         temperature: float = 0.2,
@@ -123,13 +124,9 @@ class PsCo(two_view.TwoViewModel):
         sinkhorn_steps: int = 3,
         **kwargs,
     ):
-        super().__init__(encoder, augmentation=augmentation, views=2, **kwargs)
-        _check_layers(projection_head=projection_head, predictor=predictor)
-        self.projection_head = _mlp(True) if projection_head is None else projection_head
-        self.predictor = _mlp(False) if predictor is None else predictor
+        super().__init__(encoder, augmentation, projector, predictor, momentum, **kwargs)
         self.shots = arguments.count("shots", shots)
         self.queue_size = arguments.count("queue_size", queue_size, least=self.shots)
-        self.momentum = _checked_momentum(momentum)
         self.temperature = arguments.positive_number("temperature", temperature)
         self.supervised_temperature = arguments.positive_number(
             "supervised_temperature", supervised_temperature
@@ -163,37 +160,25 @@ class PsCo(two_view.TwoViewModel):
             )
         super().compile(optimizer, loss, **kwargs)
 
-    def build_heads(self, features):
-        if not self.projection_head.built:
-            self.projection_head.build((None, features))
-        dim = self.projection_head.compute_output_shape((None, features))[-1]
-        if not self.predictor.built:
-            self.predictor.build((None, dim))
-        predicted = self.predictor.compute_output_shape((None, dim))[-1]
-        if predicted != dim:
-            raise ValueError(
-                "`predictor` must give as many dimensions as `projection_head`, whose outputs it "
-                f"predicts. Received: {predicted} and {dim} dimensions"
-            )
-        self.momentum_encoder = MomentumCopy(self.encoder, name="momentum_encoder")
-        self.momentum_head = MomentumCopy(self.projection_head, name="momentum_head")
-        self.queue = MemoryQueue(self.queue_size, dim=dim, name="queue")
+    def default_projector(self) -> keras.layers.Layer:
+        """The authors': 4,096, then 256."""
+        return ProjectionHead(
+            256,
+            hidden_dim=4096,
+            batch_normalization=True,
+            output_normalization="plain",
+            name="projector",
+        )
+
+    def default_predictor(self) -> keras.layers.Layer:
+        """The authors': 4,096, then 256."""
+        return PredictorHead(4096, name="predictor")
 
     def call(self, inputs, training=None):
-        views = self.views_of(inputs)
-        if view_axis.count(views) != 2:
-            raise ValueError(
-                "PsCo takes two views of each sample, of its query and of its key. "
-                f"Received: {view_axis.count(views)} views"
-            )
-        of_queries, of_keys = (
-            keras.tree.map_structure(lambda x, view=view: x[:, view], views) for view in (0, 1)
-        )
-        features = self.encoder(of_queries)
-        two_view.check_features(features)
-        queries = self.predictor(self.projection_head(features))
-        keys = self.momentum_head(self.momentum_encoder(of_keys))
-        return tf.stack([queries, tf.cast(keys, queries.dtype)], axis=1)
+        of_queries, of_keys = view_axis.both(self, self.views_of(inputs))
+        queries = self.predictor(self.projector(self.encode(of_queries)))
+        keys = self.targets_of(of_keys, None)
+        return tf.stack([queries, tf.stop_gradient(tf.cast(keys, queries.dtype))], axis=1)
 
     # ----------------------------------------------------------------------------- the loss
 
@@ -205,7 +190,7 @@ class PsCo(two_view.TwoViewModel):
         queries, keys = (unit_vectors.normalize(tf.cast(z, held.dtype)) for z in (queries, keys))
         values = self._instance_losses(queries, keys, held, filled)
         values += self._task_losses(queries, tf.stop_gradient(keys), held, filled)
-        return super().compute_loss(x, y, values, sample_weight, training)
+        return self.loss_of_pairs([(None, values)], sample_weight)
 
     def _instance_losses(self, queries, keys, held, filled):
         """MoCo's term, `(batch,)`: each query against its own key and all keys held."""
@@ -237,51 +222,11 @@ class PsCo(two_view.TwoViewModel):
         codes = sinkhorn.codes(scores, sink, self.epsilon, self.sinkhorn_steps)
         return tf.math.top_k(codes[:, : self.queue_size], self.shots).indices
 
-    # ------------------------------------------------------------------------- for Keras
-
-    def train_step(self, data):
-        """As Keras's; then the momentum copies follow."""
-        logs = super().train_step(data)
-        for copy in (self.momentum_encoder, self.momentum_head):
-            copy.update(self.momentum)
-        return logs
-
-    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
-        """As `keras.Model.fit`; `sample_weight` works without labels too."""
-        self._check_batch(x, batch_size)
-        try:
-            return super().fit(x, y, batch_size, *args, **kwargs)
-        except tf.errors.InvalidArgumentError as error:
-            if "A queue of size" not in str(error):
-                raise
-            raise self._batch_too_large("more") from error
-
-    def _check_batch(self, x, batch_size):
-        """Refuses batches that are known to be larger than the queue."""
-        if isinstance(x, tf.data.Dataset):
-            first = keras.tree.flatten(x.element_spec)[0].shape
-            samples = first[0] if first.rank else None
-        else:
-            first = keras.tree.flatten(x)[0]
-            samples = min(batch_size or 32, len(first)) if hasattr(first, "shape") else None
-        if samples is not None and samples > self.queue_size:
-            raise self._batch_too_large(samples)
-
-    def _batch_too_large(self, samples):
-        return ValueError(
-            "`queue_size` must be at least the number of samples of a global batch: make it larger, or "
-            f"the batch smaller. Received: queue_size={self.queue_size} and {samples} samples a batch"
-        )
-
     def get_config(self):
         config = super().get_config()
         del config["views"]  # Always two.
         return {
             **config,
-            "projection_head": keras.saving.serialize_keras_object(self.projection_head),
-            "predictor": keras.saving.serialize_keras_object(self.predictor),
-            "queue_size": self.queue_size,
-            "momentum": self.momentum,
             "temperature": self.temperature,
             "supervised_temperature": self.supervised_temperature,
             "shots": self.shots,
@@ -301,30 +246,3 @@ class PsCoLoss(BatchLoss):
 def _of_both(of_queries, of_keys):
     """The weight of a pair: that of the key, since queries have 1."""
     return of_queries * of_keys
-
-
-def _mlp(last_normalized):
-    """The head of the authors' code, and without the last BatchNorm its predictor."""
-    layers = [
-        keras.layers.Dense(4096, use_bias=False),
-        keras.layers.BatchNormalization(synchronized=True),
-        keras.layers.ReLU(),
-        keras.layers.Dense(256, use_bias=False),
-    ]
-    if last_normalized:
-        layers.append(keras.layers.BatchNormalization(center=False, scale=False, synchronized=True))
-    return keras.Sequential(layers, name="projection_head" if last_normalized else "predictor")
-
-
-def _checked_momentum(momentum):
-    if not arguments.is_number(momentum) or not 0 <= momentum <= 1:
-        raise ValueError(
-            f"`momentum` must be a number from 0 to 1. Received: momentum={momentum!r}"
-        )
-    return float(momentum)
-
-
-def _check_layers(**layers):
-    for name, layer in layers.items():
-        if layer is not None and not isinstance(layer, keras.layers.Layer):
-            raise ValueError(f"`{name}` must be a Keras layer or model. Received: {layer!r}")

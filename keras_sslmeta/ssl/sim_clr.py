@@ -2,9 +2,7 @@
 
 import keras
 
-from keras_sslmeta.layers.projection_head import ProjectionHead
 from keras_sslmeta.losses.nt_xent import NTXent
-from keras_sslmeta.mechanisms import view_axis
 from keras_sslmeta.ssl.two_view import TwoViewModel
 
 
@@ -61,25 +59,9 @@ class SimCLR(TwoViewModel):
     """
 
     def __init__(self, encoder, augmentation=None, projector=None, views: int = 2, **kwargs):
-        super().__init__(encoder, augmentation=augmentation, views=views, **kwargs)
-        if projector is not None and not isinstance(projector, keras.layers.Layer):
-            raise ValueError(f"`projector` must be a Keras layer or model. Received: {projector!r}")
-        self.projector = ProjectionHead(name="projector") if projector is None else projector
+        super().__init__(encoder, augmentation, projector, views, **kwargs)
         self.build_where_known()
 
     def default_loss(self) -> keras.losses.Loss:
         """NT-Xent at the paper's temperature."""
         return NTXent(temperature=0.1)
-
-    def build_heads(self, features):
-        if not self.projector.built:
-            self.projector.build((None, features))
-
-    def call(self, inputs, training=None):
-        features = self.encode_views(inputs)
-        projections = self.projector(view_axis.merge(features))
-        return view_axis.split(projections, view_axis.count(features))
-
-    def get_config(self):
-        projector = keras.saving.serialize_keras_object(self.projector)
-        return {**super().get_config(), "projector": projector}

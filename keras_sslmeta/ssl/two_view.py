@@ -1,14 +1,22 @@
 """`TwoViewModel`: what methods that compare views of a sample share."""
 
-import numbers
-
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import augmented_views, byte_images, view_axis
+from keras_sslmeta.layers.projection_head import ProjectionHead
+from keras_sslmeta.mechanisms import (
+    arguments,
+    augmented_views,
+    batch_size,
+    byte_images,
+    cross_replica,
+    encoder_shapes,
+    view_axis,
+)
 from keras_sslmeta.mechanisms.custom_compile import CustomCompile
-from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
+from keras_sslmeta.mechanisms.gradient_cache import GradientCache
+from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit, reducible
 from keras_sslmeta.mechanisms.nested_config import NestedConfig
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
 
@@ -16,21 +24,35 @@ from keras_sslmeta.mechanisms.random_state import SavedRandomState
 class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit):
     """Parent of the methods that pretrain an encoder by comparing views of each sample.
 
-    It makes the views, refuses what is not one, saves and loads, gives the encoder's features from
-    `predict`, and fits on any number of replicas and workers. A method adds `default_loss` and `call`:
+    It makes the views, refuses what is not one, puts a projector on the encoder, takes batches larger than
+    memory, saves and loads, gives the encoder's features from `predict`, and fits on any number of
+    replicas and workers. A method adds what is its own:
 
     ```python
     class Method(TwoViewModel):
         def default_loss(self):
             return NTXent()
 
-        def call(self, inputs):
-            return self.head(self.encode_views(inputs))     # (batch, views, dim)
+        def default_projector(self):
+            return ProjectionHead(64)
+
+        def call(self, inputs, training=None):      # the default: (batch, views, dim)
+            return self.project_views(inputs)
     ```
+
+    `call` gives all that the loss compares, embeddings `(batch, …, dim)` with a row a sample; what to hand to
+    the compiled loss is `compute_loss`'s to say, and what moves after a step `after_step`'s.
 
     Data: with an `augmentation`, plain samples `(batch, …)`, labelled or not, of which `views` views are
     made anew in every step; ready-made views `(batch, views, …)` are always welcome, and without an
     `augmentation` they are what is required. A batch axis of samples is what `tf.distribute` can share out.
+
+    **Batches larger than memory.** With a `micro_batch_size`, the model runs over the batch in parts:
+    once for the embeddings, which the loss compares all at once, and once more for the gradients
+    (gradient caching, Gao et al. 2021). Loss and gradients are those of the whole batch, what was drawn
+    at random included, for one more forward pass. The exception is batch normalisation, which takes the
+    statistics of each part, synchronised or not, and moves once a part. Replicas add up their gradients
+    once a step.
 
     Args:
         encoder: a `keras.Model` from a sample to a feature vector, `(batch, …) → (batch, features)`.
@@ -41,22 +63,46 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
             function must draw by TensorFlow or `keras.random`: NumPy's numbers would be drawn once,
             when the step is traced. Images of bytes (uint8) arrive as floats of the same values.
             Defaults to None: views come ready-made.
+        projector: a Keras layer or model on the features, `(n, features) → (n, dim)`, which `predict` leaves
+            out; `keras.layers.Identity()` for none. Defaults to None, the method's own.
         views: number of views that `augmentation` makes. Defaults to 2.
+        micro_batch_size: samples that go through the model at once, a positive integer of at most the
+            batch (of a replica). Views of an augmentation that is a function are made beforehand, of
+            all samples at once. Defaults to None, all of them.
         **kwargs: of `keras.Model`.
 
     Raises:
-        ValueError: if `encoder` is not a model or its output not one vector a sample, if `views` is below
-            two or not the number of augmentations; on the first call, if plain samples come where
-            views are expected.
+        ValueError: if `encoder` is not a model or its output not one vector a sample, if `projector` is not a
+            layer, if `views` is below two or not the number of augmentations, if `micro_batch_size` is not
+            a positive integer; in `fit`, if it is more than a batch; on the first call, if plain samples
+            come where views are expected.
     """
 
-    def __init__(self, encoder, augmentation=None, views: int = 2, **kwargs):
+    # The fewest views of a sample that the method can use.
+    least_views = 2
+
+    def __init__(
+        self,
+        encoder,
+        augmentation=None,
+        projector=None,
+        views: int = 2,
+        micro_batch_size: int | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        _check_encoder(encoder)
-        _check_views(views, augmentation)
+        encoder_shapes.check(encoder)
+        _check_views(views, augmentation, self.least_views)
+        check_layers(projector=projector)
         self.encoder = encoder
         self.augmentation = augmentation
+        self.projector = self.default_projector() if projector is None else projector
         self.views = int(views)
+        self.micro_batch_size = (
+            None
+            if micro_batch_size is None
+            else arguments.count("micro_batch_size", micro_batch_size)
+        )
 
     # ------------------------------------------------------------------ for the methods
 
@@ -64,19 +110,41 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         """The loss of the paper, used where `compile` is given none."""
         raise TypeError(f"{type(self).__name__} has no default loss: pass `loss` to `compile`.")
 
+    def default_projector(self) -> keras.layers.Layer:
+        """The head of the paper, used where the constructor is given none."""
+        return ProjectionHead(name="projector")
+
     def encode_views(self, inputs) -> tf.Tensor:
         """Views, made or ready, through the encoder: `(batch, views, features)`."""
         views = self.views_of(inputs)
-        features = self.encoder(view_axis.merge(views))
-        check_features(features)
-        return view_axis.split(features, view_axis.count(views))
+        return view_axis.split(self.encode(view_axis.merge(views)), view_axis.count(views))
+
+    def project_views(self, inputs) -> tf.Tensor:
+        """Views, made or ready, through encoder and projector: `(batch, views, dim)`."""
+        views = self.views_of(inputs)
+        projections = self.projector(self.encode(view_axis.merge(views)))
+        return view_axis.split(projections, view_axis.count(views))
+
+    def encode(self, samples) -> tf.Tensor:
+        """Samples, or views without an axis of their own, through the encoder: `(n, features)`."""
+        features = self.encoder(samples)
+        encoder_shapes.check_features(features)
+        return features
+
+    def after_step(self, moved: tf.Tensor) -> None:
+        """What follows a step of training, in the same compiled function.
+
+        Args:
+            moved: scalar boolean, whether the optimizer has moved the weights: with
+                `gradient_accumulation_steps`, it does in the last of so many steps alone.
+        """
 
     def views_of(self, inputs):
         """The views `(batch, views, …)`: `inputs` themselves, or what `augmentation` makes of them."""
         inputs = byte_images.as_the_model_takes_them(self.encoder, inputs)
         if self._are_views(inputs):
             count = view_axis.count(inputs)
-            if count < 2:
+            if count < self.least_views:
                 raise ValueError(
                     f"{type(self).__name__} compares views of a sample and needs at least two, on "
                     f"axis 1. Received: shape={_shapes(inputs)}"
@@ -100,7 +168,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
                 "If the model has been used with inputs of another rank before, call `compile` again; "
                 "in a dataset, give the tensors a shape (`tf.ensure_shape`)."
             )
-        samples = _sample_shapes(self.encoder)
+        samples = encoder_shapes.sample_shapes(self.encoder)
         if samples is None:  # An encoder that has seen no data yet.
             return self.augmentation is None
         ranks = [x.shape.rank for x in keras.tree.flatten(inputs)]
@@ -117,23 +185,24 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
     def build_where_known(self):
         """Builds at once if the encoder is built, the last line of a method's constructor: so that
         `summary`, `BackupAndRestore` and the like need no call first."""
-        if self.encoder.built and _sample_shapes(self.encoder) is not None:
+        if self.encoder.built and encoder_shapes.sample_shapes(self.encoder) is not None:
             views = () if self.augmentation is not None else (self.views,)
             # What `export` takes for the inputs' shapes.
             self.build(
                 keras.tree.map_shape_structure(
-                    lambda shape: (shape[0], *views, *shape[1:]), _input_structure(self.encoder)
+                    lambda shape: (shape[0], *views, *shape[1:]),
+                    encoder_shapes.input_structure(self.encoder),
                 )
             )
 
     # ------------------------------------------------------------------------- for Keras
 
     def build(self, input_shape):
-        if _sample_shapes(self.encoder) is None:
+        if encoder_shapes.sample_shapes(self.encoder) is None:
             shapes = keras.tree.map_shape_structure(tuple, input_shape)
             # A symbolic call builds any encoder, subclassed ones too.
             self.encoder(self._first_samples(shapes))
-        (features,) = _output_shapes(self.encoder)
+        (features,) = encoder_shapes.output_shapes(self.encoder)
         self.build_heads(features[-1])
         self.built = True
 
@@ -147,7 +216,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
             )
             made = make.get_concrete_function(specs).structured_outputs
             shapes = keras.tree.map_structure(lambda x: tuple(x.shape), made)
-        for shape in _flat_shapes(shapes):
+        for shape in encoder_shapes.flat_shapes(shapes):
             if len(shape) < 2 or shape[1] != self.views:
                 raise ValueError(
                     f"`encoder` has seen no data yet, so views are told by their number on axis 1, "
@@ -158,8 +227,12 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
             lambda s: keras.KerasTensor((None, *s[2:]), dtype=floats), shapes
         )
 
-    def build_heads(self, features: int):
-        """Builds what a method puts on the `(batch, views, features)` of the encoder."""
+    def build_heads(self, features: int) -> int:
+        """Builds what a method puts on the `(n, features)` of the encoder; gives the projector's width."""
+        return built_on(self.projector, features)
+
+    def call(self, inputs, training=None):
+        return self.project_views(inputs)
 
     def compile(self, optimizer="adam", loss=None, **kwargs):
         """As `keras.Model.compile`, with Adam and the method's own loss as defaults."""
@@ -169,6 +242,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         """As `keras.Model.fit`; `sample_weight` works without labels too."""
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # It orders itself; Keras would warn otherwise.
+        self.check_batch(batch_size.known(x, args[0] if args else kwargs.get("batch_size")))
         y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
         validation = kwargs.get("validation_data")
         if isinstance(validation, (list, tuple)) and len(validation) == 3:
@@ -182,21 +256,74 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
         return super().evaluate(x, y, *args, **kwargs)
 
-    def train_step(self, data):
-        """As Keras's; a pair of views, which would pass as samples and labels, is refused."""
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        are_tensors = tf.is_tensor(x) and tf.is_tensor(y)
-        if (
-            are_tensors
-            and (y.shape.rank or 0) > 2
-            and y.shape[1:].as_list() == x.shape[1:].as_list()
-        ):
+    def loss_of_pairs(self, pairs, sample_weight=None, factor: float = 1.0) -> tf.Tensor:
+        """For `compute_loss`: the mean of the compiled loss over several `(y_true, y_pred)`, times a factor,
+        and the losses of the model's layers once."""
+        if not isinstance(self.loss, keras.losses.Loss):
             raise ValueError(
-                "A dataset of (view_1, view_2) is read as samples and labels: stack the views on "
-                "axis 1, `tf.stack([view_1, view_2], axis=1)`. "
-                f"Received: x.shape={tuple(x.shape)}, y.shape={tuple(y.shape)}"
+                f"{type(self).__name__} must be compiled with a loss of `keras_sslmeta.losses`, or another "
+                f"keras.losses.Loss. Received: loss={self.loss!r}"
             )
-        return super().train_step(data)
+        values = [self.loss(y_true, y_pred, sample_weight) for y_true, y_pred in pairs]
+        total = tf.add_n(values) * tf.cast(factor / len(pairs), values[0].dtype)
+        for more in self.losses:
+            total += tf.cast(more, total.dtype) / cross_replica.count()
+        return total
+
+    def check_batch(self, samples: "int | None") -> None:
+        """Refuses a global batch of so many samples, where the number is known, None where it is not."""
+        if samples is None or self.micro_batch_size is None:
+            return
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if self.micro_batch_size * replicas > max(samples, replicas):
+            of_replicas = f" on {replicas} replicas" if replicas > 1 else ""
+            raise ValueError(
+                "`micro_batch_size` must be at most the batch, or a replica's share of it: make it smaller, "
+                "or `batch_size` of `fit` larger. Received: "
+                f"micro_batch_size={self.micro_batch_size} and batches of {samples}{of_replicas}"
+            )
+
+    def train_step(self, data):
+        """As Keras's, in parts where there is a `micro_batch_size`; then `after_step`."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        _refuse_a_pair_of_views(x, y)
+        before = tf.convert_to_tensor(self.optimizer.iterations)
+        if self.micro_batch_size is None:
+            logs = super().train_step(data)
+        else:
+            logs = reducible(self._step_in_parts(x, y, sample_weight, self.micro_batch_size))
+        self.after_step(tf.convert_to_tensor(self.optimizer.iterations) > before)
+        return logs
+
+    def _step_in_parts(self, x, y, sample_weight, size):
+        """Keras's step by gradient caching."""
+        x = keras.tree.map_structure(tf.convert_to_tensor, x)  # Run eagerly, it may be NumPy's.
+        samples = tf.shape(keras.tree.flatten(x)[0])[0]
+        if self.augmentation is not None and not augmented_views.can_be_drawn_again(
+            self.augmentation
+        ):
+            x = self.views_of(x)
+        parts = GradientCache(self, lambda x: self(x, training=True), x, size)
+        embeddings, added = parts.forward()
+        trained = parts.trained
+        with tf.GradientTape() as tape:
+            tape.watch(embeddings)
+            loss = self._compute_loss(x, y, embeddings, sample_weight, training=True)
+            added = tf.cast(added, loss.dtype) / cross_replica.count()
+            self._loss_tracker.update_state(
+                (loss + added) * cross_replica.count(), sample_weight=samples
+            )
+            scaled = self.optimizer.scale_loss(loss)
+        # Weight decay and the loss's own weights, which see no part of the batch.
+        cotangent, *direct = tape.gradient(scaled, [embeddings, *trained])
+        of_added = tf.cast(self.optimizer.scale_loss(tf.ones([])), tf.float32)
+        gradients = parts.backward(cotangent, of_added / cross_replica.count())
+        gradients = [
+            g if d is None else g + tf.convert_to_tensor(d)
+            for g, d in zip(gradients, direct, strict=True)
+        ]
+        self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
+        return self.compute_metrics(x, y, embeddings, sample_weight=sample_weight)
 
     def predict_step(self, data):
         """The encoder's features of plain samples."""
@@ -210,45 +337,35 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "augmentation": keras.saving.serialize_keras_object(self.augmentation),
+            "projector": keras.saving.serialize_keras_object(self.projector),
             "views": self.views,
+            "micro_batch_size": self.micro_batch_size,
         }
 
 
-def _check_encoder(encoder):
-    if not isinstance(encoder, keras.Model):
+def built_on(head: keras.layers.Layer, dim: int) -> int:
+    """Builds a head on vectors of so many dimensions, and gives the number of its outputs'."""
+    if not head.built:
+        head.build((None, dim))
+    return int(head.compute_output_shape((None, dim))[-1])
+
+
+def check_layers(**layers) -> None:
+    """Refuses arguments that are neither None nor a layer."""
+    for name, layer in layers.items():
+        if layer is not None and not isinstance(layer, keras.layers.Layer):
+            raise ValueError(f"`{name}` must be a Keras layer or model. Received: {layer!r}")
+
+
+def _refuse_a_pair_of_views(x, y):
+    """Which would pass as samples and labels."""
+    are_tensors = tf.is_tensor(x) and tf.is_tensor(y)
+    if are_tensors and (y.shape.rank or 0) > 2 and y.shape[1:].as_list() == x.shape[1:].as_list():
         raise ValueError(
-            "`encoder` must be a keras.Model from a sample to a feature vector. "
-            f"Received: {encoder!r} (of type {type(encoder).__name__})"
+            "A dataset of (view_1, view_2) is read as samples and labels: stack the views on "
+            "axis 1, `tf.stack([view_1, view_2], axis=1)`. "
+            f"Received: x.shape={tuple(x.shape)}, y.shape={tuple(y.shape)}"
         )
-    if encoder.built and _sample_shapes(encoder) is not None:
-        for shape in _output_shapes(encoder):
-            _check_vector(shape)
-
-
-def check_features(features):
-    """Refuses features that are not one vector a sample."""
-    if isinstance(features, (list, tuple, dict)):
-        shapes = [tuple(x.shape) for x in keras.tree.flatten(features)]
-        raise ValueError(
-            "`encoder` must have one output, a feature vector for each sample. "
-            f"Received: {len(shapes)} outputs, shapes={shapes}"
-        )
-    _check_vector(tuple(features.shape))
-
-
-def _check_vector(shape):
-    axes = len(shape) - 2
-    if axes == 0:
-        return
-    remedy = (
-        f"Add keras.layers.GlobalAveragePooling{axes}D() at its end."
-        if 1 <= axes <= 3
-        else "Let it end in one vector a sample."
-    )
-    raise ValueError(
-        "`encoder` must give a feature vector for each sample, (batch, features). "
-        f"{remedy} Received: output shape={(None, *shape[1:])}"
-    )
 
 
 def _placeholder_labels(x, y, sample_weight):
@@ -260,49 +377,13 @@ def _placeholder_labels(x, y, sample_weight):
     return np.zeros(len(first), "float32") if hasattr(first, "__len__") else y
 
 
-def _check_views(views, augmentation):
-    if not isinstance(views, numbers.Integral) or isinstance(views, bool) or views < 2:
-        raise ValueError(f"`views` must be an integer of at least 2. Received: views={views!r}")
+def _check_views(views, augmentation, least):
+    if not arguments.is_integer(views) or views < least:
+        raise ValueError(
+            f"`views` must be an integer of at least {least}. Received: views={views!r}"
+        )
     if augmentation is not None:
         augmented_views.check(augmentation, views)
-
-
-def _input_structure(encoder):
-    """Shapes of the encoder's inputs, as nested as they are; None before it has been built."""
-    if getattr(encoder, "inputs", None):
-        return encoder.input_shape
-    return (encoder.get_build_config() or {}).get("input_shape")
-
-
-def _sample_shapes(encoder):
-    """The same, as a list."""
-    shapes = _input_structure(encoder)
-    return None if shapes is None else _flat_shapes(shapes)
-
-
-def _output_shapes(encoder):
-    """Shapes of the built encoder's outputs; more or fewer than one are refused."""
-    if getattr(encoder, "inputs", None):
-        shapes = [tuple(x.shape) for x in encoder.outputs]
-    else:
-        samples = keras.tree.map_shape_structure(
-            keras.KerasTensor, encoder.get_build_config()["input_shape"]
-        )
-        shapes = [tuple(x.shape) for x in keras.tree.flatten(encoder(samples))]
-    if len(shapes) != 1:
-        raise ValueError(
-            "`encoder` must have one output, a feature vector for each sample. "
-            f"Received: {len(shapes)} outputs, shapes={shapes}"
-        )
-    return shapes
-
-
-def _flat_shapes(shapes):
-    if isinstance(shapes, dict):
-        return [flat for shape in shapes.values() for flat in _flat_shapes(shape)]
-    if all(n is None or isinstance(n, int) for n in shapes):
-        return [tuple(shapes)]
-    return [flat for shape in shapes for flat in _flat_shapes(shape)]
 
 
 def _listed(shapes):

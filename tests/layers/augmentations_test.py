@@ -17,11 +17,17 @@ LAYERS = {
     "blur": lambda **kwargs: layers.RandomGaussianBlur(0.7, kernel_size=5, **kwargs),
     "jitter": lambda **kwargs: layers.RandomColorJitter(0.8, 0.8, 0.8, 0.2, **kwargs),
     "simclr": lambda **kwargs: layers.SimCLRAugmentation((24, 20), **kwargs),
+    "moco_v2": lambda **kwargs: layers.MoCoV2Augmentation((24, 20), **kwargs),
+    "byol": lambda **kwargs: layers.BYOLAugmentation(
+        (24, 20), blur_probability=0.1, solarize_probability=0.2, **kwargs
+    ),
+    "vic_reg": lambda **kwargs: layers.VICRegAugmentation((24, 20), **kwargs),
+    "solarization": lambda **kwargs: layers.RandomSolarization(0.5, **kwargs),
     "apply": lambda **kwargs: layers.RandomApply(
         keras.layers.Rescaling(-1.0, 255.0, dtype=kwargs.get("dtype")), **kwargs
     ),
 }
-RESIZING = ("crop", "simclr")
+RESIZING = ("crop", "simclr", "moco_v2", "byol", "vic_reg")
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -45,7 +51,7 @@ def test_images_get_their_own_draws_and_calls_differ(name, images):
     layer = LAYERS[name](seed=3)
     first, second = layer(images).numpy(), layer(images).numpy()
     assert first.shape == output_shape(name, images.shape)
-    assert distinct(first) >= (2 if name == "apply" else 5)
+    assert distinct(first) >= (2 if name in ("apply", "solarization") else 5)
     assert not np.array_equal(first, second)
 
 

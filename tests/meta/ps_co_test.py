@@ -29,7 +29,7 @@ def small_encoder(*between):
 
 
 def build(encoder=None, compiled=True, **kwargs):
-    for name in ("projection_head", "predictor"):
+    for name in ("projector", "predictor"):
         # Wide enough that no sample finds all units dead, and has a query of length zero.
         kwargs.setdefault(name, ksm.layers.ProjectionHead(4, hidden_dim=32))
     kwargs.setdefault("queue_size", 40)
@@ -141,12 +141,12 @@ def test_weights_weigh_the_samples_own_losses():
 
 def test_queries_are_of_the_first_view_and_keys_of_the_second():
     model = build()
-    for copy in (model.momentum_encoder, model.momentum_head):
+    for copy in (model.momentum_encoder, model.momentum_projector):
         for average in copy.averages:
             average.assign(average + 0.1)
     got = model(VIEWS)
-    queries = model.predictor(model.projection_head(model.encoder(VIEWS[:, 0])))
-    keys = model.momentum_head(model.momentum_encoder(VIEWS[:, 1]))
+    queries = model.predictor(model.projector(model.encoder(VIEWS[:, 0])))
+    keys = model.momentum_projector(model.momentum_encoder(VIEWS[:, 1]))
     np.testing.assert_allclose(got[:, 0], queries, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got[:, 1], keys, rtol=1e-5, atol=1e-6)
 
@@ -167,13 +167,13 @@ def test_the_first_step_only_fills_the_queue():
 
 def test_the_queue_holds_the_latest_keys_and_the_copies_follow():
     model = build(queue_size=20, momentum=0.75)
-    networks = [model.encoder, model.projection_head]
-    copies = [model.momentum_encoder, model.momentum_head]
+    networks = [model.encoder, model.projector]
+    copies = [model.momentum_encoder, model.momentum_projector]
     expected = [[w.numpy() for w in network.weights] for network in networks]
     keys = []
     for step in range(4):
         batch = VIEWS[8 * step : 8 * step + 8]
-        keys.extend(unit(model.momentum_head(model.momentum_encoder(batch[:, 1])).numpy()))
+        keys.extend(unit(model.momentum_projector(model.momentum_encoder(batch[:, 1])).numpy()))
         model.train_on_batch(batch)
         for network, copy, averages in zip(networks, copies, expected, strict=True):
             for i, weight in enumerate(network.weights):
@@ -189,7 +189,7 @@ def test_the_queue_holds_the_latest_keys_and_the_copies_follow():
 def test_gradients_reach_encoder_head_and_predictor_alone():
     model = build()
     with_keys(model, 40)
-    parts = (model.encoder, model.projection_head, model.predictor)
+    parts = (model.encoder, model.projector, model.predictor)
     assert len(model.trainable_variables) == sum(len(part.weights) for part in parts)
     with tf.GradientTape() as tape:
         value = model.compute_loss(y_pred=model(VIEWS, training=True), training=False)
@@ -232,13 +232,14 @@ def test_batch_normalisation_of_the_copy_follows_the_networks():
 def test_the_default_heads_are_the_authors():
     model = PsCo(small_encoder())
     head, predictor = (
-        [type(x).__name__ for x in m.layers] for m in (model.projection_head, model.predictor)
+        [type(x).__name__ for x in m._flatten_layers(include_self=False) if x.built]
+        for m in (model.projector, model.predictor)
     )
     assert head == ["Dense", "BatchNormalization", "ReLU", "Dense", "BatchNormalization"]
-    assert predictor == head[:4]
+    assert predictor == ["ProjectionHead", *head[:4]]
     assert model(VIEWS).shape == (32, 2, 256)
     assert model.queue.keys.shape == (16384, 256)
-    assert [len(m.trainable_variables) for m in (model.projection_head, model.predictor)] == [4, 4]
+    assert [len(m.trainable_variables) for m in (model.projector, model.predictor)] == [4, 4]
 
 
 class Subclassed(keras.Model):
@@ -361,7 +362,7 @@ def test_the_encoder_saved_alone_is_a_plain_keras_model(tmp_path):
     ("arguments", "message"),
     [
         ({"encoder": 3}, r"`encoder` must be a keras\.Model"),
-        ({"projection_head": 3}, "`projection_head` must be a Keras layer.*Received: 3"),
+        ({"projector": 3}, "`projector` must be a Keras layer.*Received: 3"),
         ({"predictor": 3}, "`predictor` must be a Keras layer.*Received: 3"),
         ({"predictor": ksm.layers.ProjectionHead(5)}, "Received: 5 and 4 dimensions"),
         ({"shots": 0}, "`shots` must be a positive integer"),
@@ -442,7 +443,7 @@ def test_few_shot_and_nearest_neighbour_accuracy_rise():
     model = build(
         keras.Sequential([keras.Input((24,)), layers.Dense(64, "relu"), layers.Dense(16)]),
         compiled=False,
-        projection_head=ksm.layers.ProjectionHead(16),
+        projector=ksm.layers.ProjectionHead(16),
         predictor=ksm.layers.ProjectionHead(16),
         augmentation=with_other_noise,
         queue_size=256,
@@ -478,7 +479,7 @@ def build(**kwargs):
     encoder = keras.Sequential(
         [keras.Input((5,)), keras.layers.Dense(7, "tanh"), keras.layers.Dense(6, "tanh")]
     )
-    heads = {name: ksm.layers.ProjectionHead(4) for name in ("projection_head", "predictor")}
+    heads = {name: ksm.layers.ProjectionHead(4) for name in ("projector", "predictor")}
     model = PsCo(encoder, **{**heads, **kwargs}, queue_size=20, shots=3, momentum=0.8)
     model.compile(keras.optimizers.SGD(0.1))
     return model
@@ -504,7 +505,7 @@ print("same: fit")
 
 with strategy.scope():
     # With the default heads, whose BatchNorm is synchronised.
-    model = build(projection_head=None, predictor=None)
+    model = build(projector=None, predictor=None)
 model.fit(data, epochs=2, shuffle=False, verbose=0)
 for weight in model.weights:
     copies = strategy.experimental_local_results(weight.value)

@@ -1,0 +1,79 @@
+"""What an encoder takes and gives: shapes of its inputs, and its one vector a sample."""
+
+import keras
+
+
+def check(encoder):
+    """Refuses what is not a model, or known to give other than one vector a sample."""
+    if not isinstance(encoder, keras.Model):
+        raise ValueError(
+            "`encoder` must be a keras.Model from a sample to a feature vector. "
+            f"Received: {encoder!r} (of type {type(encoder).__name__})"
+        )
+    if encoder.built and sample_shapes(encoder) is not None:
+        for shape in output_shapes(encoder):
+            _check_vector(shape)
+
+
+def check_features(features):
+    """Refuses features that are not one vector a sample."""
+    if isinstance(features, (list, tuple, dict)):
+        shapes = [tuple(x.shape) for x in keras.tree.flatten(features)]
+        raise ValueError(
+            "`encoder` must have one output, a feature vector for each sample. "
+            f"Received: {len(shapes)} outputs, shapes={shapes}"
+        )
+    _check_vector(tuple(features.shape))
+
+
+def _check_vector(shape):
+    axes = len(shape) - 2
+    if axes == 0:
+        return
+    remedy = (
+        f"Add keras.layers.GlobalAveragePooling{axes}D() at its end."
+        if 1 <= axes <= 3
+        else "Let it end in one vector a sample."
+    )
+    raise ValueError(
+        "`encoder` must give a feature vector for each sample, (batch, features). "
+        f"{remedy} Received: output shape={(None, *shape[1:])}"
+    )
+
+
+def input_structure(encoder):
+    """Shapes of the encoder's inputs, as nested as they are; None before it has been built."""
+    if getattr(encoder, "inputs", None):
+        return encoder.input_shape
+    return (encoder.get_build_config() or {}).get("input_shape")
+
+
+def sample_shapes(encoder):
+    """The same, as a list."""
+    shapes = input_structure(encoder)
+    return None if shapes is None else flat_shapes(shapes)
+
+
+def output_shapes(encoder):
+    """Shapes of the built encoder's outputs; more or fewer than one are refused."""
+    if getattr(encoder, "inputs", None):
+        shapes = [tuple(x.shape) for x in encoder.outputs]
+    else:
+        samples = keras.tree.map_shape_structure(
+            keras.KerasTensor, encoder.get_build_config()["input_shape"]
+        )
+        shapes = [tuple(x.shape) for x in keras.tree.flatten(encoder(samples))]
+    if len(shapes) != 1:
+        raise ValueError(
+            "`encoder` must have one output, a feature vector for each sample. "
+            f"Received: {len(shapes)} outputs, shapes={shapes}"
+        )
+    return shapes
+
+
+def flat_shapes(shapes):
+    if isinstance(shapes, dict):
+        return [flat for shape in shapes.values() for flat in flat_shapes(shape)]
+    if all(n is None or isinstance(n, int) for n in shapes):
+        return [tuple(shapes)]
+    return [flat for shape in shapes for flat in flat_shapes(shape)]
