@@ -64,6 +64,7 @@ class ModelRow:
     y: np.ndarray | None = None
     batch: int = BATCH
     compile: dict[str, Any] = dataclasses.field(default_factory=dict)
+    takes_weights: bool = True
 
 
 def encoder():
@@ -184,6 +185,7 @@ LOSSES = {
     "BarlowTwins": loss_row("BarlowTwins", {"redundancy_weight": -1.0}, row=STATISTIC),
     "VICReg": loss_row("VICReg", {"variance_weight": -1.0}, row=STATISTIC),
     "SIGReg": loss_row("SIGReg", {"directions": 0, "knots": 2}, row=STATISTIC, directions=64),
+    "LeJEPA": loss_row("LeJEPA", {"weight": 2, "global_views": 0}, row=STATISTIC, directions=64),
     "KoLeo": loss_row("KoLeo", {"epsilon": 0}, row=STATISTIC),
     "AlignmentUniformity": loss_row("AlignmentUniformity", {"alpha": 0, "t": 0}, row=STATISTIC),
 }
@@ -226,6 +228,45 @@ MODELS = {
     ),
     "RidgeHead": meta_row(lambda: ksm.RidgeHead(embedding()), ONE_HOT, metrics=["accuracy"]),
     "PsCo": ModelRow(ps_co, VIEWS, IMAGES),
+    "SupCon": ModelRow(
+        lambda: ksm.SupCon(encoder(), projector=head()), VIEWS, IMAGES, y=np.arange(SAMPLES) % 4
+    ),
+    "DCL": ModelRow(lambda: ksm.DCL(encoder(), projector=head()), VIEWS, IMAGES),
+    "BarlowTwins model": ModelRow(
+        lambda: ksm.BarlowTwins(encoder(), projector=head()),
+        VIEWS,
+        IMAGES,
+        half_precision=5e-2,
+        takes_weights=False,
+    ),
+    "VICReg model": ModelRow(
+        lambda: ksm.VICReg(encoder(), projector=head()), VIEWS, IMAGES, takes_weights=False
+    ),
+    "LeJEPA model": ModelRow(
+        lambda: ksm.LeJEPA(encoder(), projector=head()), VIEWS, IMAGES, takes_weights=False
+    ),
+    "SimSiam": ModelRow(
+        lambda: ksm.SimSiam(encoder(), projector=head(), predictor=head()), VIEWS, IMAGES
+    ),
+    "BYOL": ModelRow(
+        lambda: ksm.BYOL(encoder(), projector=head(), predictor=head()), VIEWS, IMAGES
+    ),
+    "BYOL in parts": ModelRow(
+        lambda: ksm.BYOL(encoder(), projector=head(), predictor=head(), micro_batch_size=3),
+        VIEWS,
+        IMAGES,
+    ),
+    "MoCo": ModelRow(lambda: ksm.MoCo(encoder(), projector=head(), queue_size=32), VIEWS, IMAGES),
+    "MoCoV3": ModelRow(
+        lambda: ksm.MoCoV3(encoder(), projector=head(), predictor=head()), VIEWS, IMAGES
+    ),
+    "NNCLR": ModelRow(
+        lambda: ksm.NNCLR(encoder(), projector=head(), predictor=head(), queue_size=32),
+        VIEWS,
+        IMAGES,
+    ),
+    "Distillation": ModelRow(lambda: ksm.Distillation(encoder(), encoder()), VIEWS, IMAGES),
+    "SimCSE": ModelRow(lambda: ksm.SimCSE(encoder()), VIEWS, IMAGES),
 }
 
 every_loss = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES)
@@ -234,7 +275,7 @@ FITTED = {**LOSSES, **MODELS}
 # One of each parent is fitted in every run, the others with the slow tests.
 REPRESENTATIVES = {
     *("NTXent", "InfoNCE", "MultiSimilarity", "VICReg"),
-    *("SimCLR on views", "MAML", "RidgeHead"),
+    *("SimCLR on views", "BYOL", "MAML", "RidgeHead"),
 }
 
 
@@ -290,7 +331,7 @@ def test_every_public_loss_and_model_has_a_row():
     """A class that nobody entered here would escape every test below."""
     parents = {
         *("BatchLoss", "BatchStatisticLoss", "ContrastiveLoss", "LabelledPairsLoss", "PairedLoss"),
-        *("TwoViewModel", "EpisodicModel"),
+        *("TwoViewModel", "PredictionModel", "MomentumModel", "EpisodicModel"),
         # Of no `fit` of their own: what `adapt` gives, and what training is unrolled by.
         *("FewShotClassifier", "DifferentiableFit", "FittedModel"),
     }

@@ -236,6 +236,8 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
 
     def compile(self, optimizer="adam", loss=None, **kwargs):
         """As `keras.Model.compile`, with Adam and the method's own loss as defaults."""
+        if self.micro_batch_size is not None and kwargs.get("jit_compile", "auto") == "auto":
+            kwargs["jit_compile"] = False  # XLA cannot take parts that do not divide the batch.
         super().compile(optimizer, self.default_loss() if loss is None else loss, **kwargs)
 
     def fit(self, x=None, y=None, *args, **kwargs):

@@ -259,6 +259,19 @@ def test_two_replicas_and_two_views():
     assert done.stdout.strip().endswith("as expected"), done.stderr[-3000:]
 
 
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_datasets_as_train_and_test(batch_size):
+    def dataset(pair):
+        data = tf.data.Dataset.from_tensor_slices(pair)
+        return data if batch_size is None else data.batch(batch_size)
+
+    arrays = fit(classifier(), KNNProbe(TRAIN, TEST, k=5), epochs=2).history
+    probe = KNNProbe(dataset(TRAIN), dataset(TEST), k=5)
+    assert fit(classifier(), probe, epochs=2).history == arrays
+    with pytest.raises(ValueError, match="`test` must be finite"):
+        KNNProbe(TRAIN, dataset(TEST).repeat())
+
+
 def test_two_view_model_without_encoder_is_refused_before_training():
     views = keras.Input((2, 4))
     model = keras.Model(views, keras.layers.Dense(3)(views))
@@ -286,7 +299,10 @@ def test_two_probes_need_two_names():
         ({"batch_size": 0}, "`batch_size` must be"),
         ({"encoder": "dense"}, "`encoder` must be a keras.Model or another callable"),
         ({"name": ""}, "`name` must be a string"),
-        ({"train": X}, r"`train` must be a pair, \(x, y\). Received: ndarray"),
+        (
+            {"train": X},
+            r"`train` must be a pair, \(x, y\), or a tf.data.Dataset.*Received: ndarray",
+        ),
         ({"test": (X, Y[:3])}, "3 labels for 50 samples"),
         ({"test": (X[:0], Y[:0])}, "`test` must hold samples"),
         ({"train": (X, np.eye(50))}, "of one-hot labels, the argmax"),

@@ -22,7 +22,7 @@ KNOWN = {
     "time": RNG.normal(size=BATCH).astype("float32"),
 }
 MEMORY = RNG.normal(size=(8, DIM)).astype("float32")
-STATISTICS = ("AlignmentUniformity", "BarlowTwins", "KoLeo", "SIGReg", "VICReg")
+STATISTICS = ("AlignmentUniformity", "BarlowTwins", "KoLeo", "LeJEPA", "SIGReg", "VICReg")
 BY_LABEL = (
     *("SupervisedContrastive", "NPairs", "MultiSimilarity"),
     *("TripletAll", "TripletHard", "TripletSemiHard"),
