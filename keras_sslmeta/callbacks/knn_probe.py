@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import keras
-import numpy as np
-
-from keras_sslmeta.evaluation.features import as_labels, encode
+from keras_sslmeta.callbacks.encoder_probe import EncoderProbe, check_name
+from keras_sslmeta.evaluation.features import encode
 from keras_sslmeta.evaluation.knn import check_neighbours, knn_accuracy
-from keras_sslmeta.mechanisms import arguments
+from keras_sslmeta.evaluation.labelled_set import labelled_set
 
 
-class KNNProbe(keras.callbacks.Callback):
+class KNNProbe(EncoderProbe):
     """Measures the encoder's nearest-neighbour accuracy on a labelled set of its own.
 
     At the end of an epoch it encodes the two sets and writes the accuracy of `knn_accuracy` into
@@ -25,8 +23,9 @@ class KNNProbe(keras.callbacks.Callback):
 
     Args:
         train: `(x, y)`, samples `(n, …)` as the encoder takes them and labels `(n,)`, the
-            neighbours.
-        test: `(x, y)`, the samples whose neighbours are asked.
+            neighbours; or a finite `tf.data.Dataset` of such pairs, batched or not, which is read
+            into memory.
+        test: the same, of the samples whose neighbours are asked.
         k: number of neighbours. Defaults to 20, DINO's best.
         temperature: of the neighbours' weights. Defaults to 0.1, as in lightly's benchmarks.
         every: epochs from one measurement to the next. Defaults to 1.
@@ -41,6 +40,7 @@ class KNNProbe(keras.callbacks.Callback):
             differ, or (when `fit` starts) the encoder takes inputs of another shape.
 
     Example:
+    >>> import keras, numpy as np
     >>> x, y = np.random.rand(40, 3), np.repeat([0, 1], 20)
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     >>> model.compile("sgd", loss="sparse_categorical_crossentropy")
@@ -55,8 +55,8 @@ class KNNProbe(keras.callbacks.Callback):
 
     def __init__(
         self,
-        train: tuple[Any, Any],
-        test: tuple[Any, Any],
+        train: Any,
+        test: Any,
         k: int = 20,
         temperature: float = 0.1,
         every: int = 1,
@@ -64,84 +64,25 @@ class KNNProbe(keras.callbacks.Callback):
         batch_size: int = 256,
         name: str = "knn_accuracy",
     ):
-        super().__init__()
-        self.train_x, self.train_y = _labelled("train", train)
-        self.test_x, self.test_y = _labelled("test", test)
-        check_neighbours(k, len(self.train_x), temperature)
-        for argument, value in (("every", every), ("batch_size", batch_size)):
-            arguments.count(argument, value)
-        if encoder is not None and not callable(encoder):
-            raise ValueError(
-                f"`encoder` must be a keras.Model or another callable. Received: {encoder!r}"
-            )
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"`name` must be a string. Received: {name!r}")
+        train_x, self.train_y = labelled_set("train", train)
+        test_x, self.test_y = labelled_set("test", test)
+        check_neighbours(k, len(train_x), temperature)
+        samples = {"train": train_x, "test": test_x}
+        super().__init__(samples, [check_name(name)], every, encoder, batch_size)
         self.k = k
         self.temperature = temperature
-        self.every = every
-        self.encoder = encoder
-        self.batch_size = batch_size
-        self.name = name
-        self._last: float | None = None
-
-    def on_train_begin(self, logs=None):
-        self._last = None
-        encoder = self._encoder()
-        expected = getattr(encoder, "input_shape", None) if _is_built_model(encoder) else None
-        if not isinstance(expected, tuple) or not all(
-            size is None or isinstance(size, int) for size in expected
-        ):
-            return  # Several inputs, or shapes that only a call will tell.
-        for argument, x in (("train", self.train_x), ("test", self.test_x)):
-            if len(expected) != x.ndim or any(
-                size not in (None, held)
-                for size, held in zip(expected[1:], x.shape[1:], strict=True)
-            ):
-                raise ValueError(
-                    f"`{argument}` must hold samples as the encoder takes them, {expected[1:]}; "
-                    "for a model of another kind, of views for instance, pass "
-                    f"`encoder=` the part that encodes plain samples. Received: {x.shape[1:]}"
-                )
-
-    def on_epoch_end(self, epoch, logs=None):
-        if logs is None:
-            return
-        if self.name in logs:
-            raise ValueError(
-                f"`name` must not be a key that the logs have already. Received: {self.name!r}"
-            )
-        is_due = (epoch + 1) % self.every == 0 or epoch + 1 == (self.params or {}).get("epochs")
-        if is_due or self._last is None:
-            self._last = self.measure()
-        logs[self.name] = self._last
 
     def measure(self) -> float:
         """The accuracy of the encoder as it is now, a fraction from 0 to 1."""
         encoder = self._encoder()
         return knn_accuracy(
-            encode(encoder, self.train_x, self.batch_size),
+            encode(encoder, self.samples["train"], self.batch_size),
             self.train_y,
-            encode(encoder, self.test_x, self.batch_size),
+            encode(encoder, self.samples["test"], self.batch_size),
             self.test_y,
             k=self.k,
             temperature=self.temperature,
         )
 
-    def _encoder(self):
-        if self.encoder is not None:
-            return self.encoder
-        encoder = getattr(self.model, "encoder", None)
-        return encoder if callable(encoder) else self.model
-
-
-def _labelled(name: str, data) -> tuple[np.ndarray, np.ndarray]:
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise ValueError(f"`{name}` must be a pair, (x, y). Received: {type(data).__name__}")
-    x = np.asarray(data[0])
-    if x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"`{name}` must hold samples (n, …). Received: shape={x.shape}")
-    return x, as_labels(data[1], f"{name}[1]", len(x))
-
-
-def _is_built_model(encoder) -> bool:
-    return isinstance(encoder, keras.Model) and encoder.built
+    def _values(self):
+        return [self.measure()]

@@ -231,7 +231,7 @@ def test_remedies_are_of_what_the_model_has():
         simclr = model(loss)
         for key, value in attributes.items():
             setattr(simclr, key, value)
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="ollapse") as caught:
             simclr.fit(X, verbose=0, callbacks=[RepresentationHealth(X, least_std=10)])
         (text,) = [str(w.message) for w in caught if "ollapse" in str(w.message)]
         return text.split("Try: ")[1]
