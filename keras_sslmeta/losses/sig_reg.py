@@ -121,8 +121,12 @@ class SIGReg(BatchStatisticLoss):
         step = tf.cast(0 if step is None else step, tf.int64)
         # Without a sign: XLA and TensorFlow's own kernels draw different bits from negative seeds.
         seed = tf.stack([tf.constant(self.seed, tf.int64), tf.math.floormod(step, 2**31)])
-        vectors = tf.random.stateless_normal([self.directions, dim], seed, alg="philox")
-        vectors = tf.cast(vectors, tf.float64)
+        # Bits, of which XLA and TensorFlow's own kernels draw the same, and Box and Muller's normal numbers.
+        bits = tf.random.stateless_uniform(
+            [2, self.directions, dim], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+        )
+        radius, angle = tf.unstack((tf.cast(bits, tf.float64) + (2**31 + 0.5)) / 2**32)
+        vectors = tf.sqrt(-2 * tf.math.log(radius)) * tf.cos(2 * np.pi * angle)
         return vectors / tf.norm(vectors, axis=1, keepdims=True)
 
     def statistic(self, y_true, y_pred):

@@ -68,7 +68,8 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         views: number of views that `augmentation` makes. Defaults to 2.
         micro_batch_size: samples that go through the model at once, a positive integer of at most the
             batch (of a replica). Views of an augmentation that is a function are made beforehand, of
-            all samples at once. Defaults to None, all of them.
+            all samples at once. XLA (`jit_compile=True`) takes parts only that divide a batch of known
+            size, as `drop_remainder=True` gives; by default it stays off. Defaults to None, all of them.
         **kwargs: of `keras.Model`.
 
     Raises:

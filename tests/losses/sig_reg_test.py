@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
 from keras_sslmeta.losses.sig_reg import SIGReg
@@ -232,3 +233,21 @@ def test_refused_inputs():
             loss(None, bad)
     with pytest.raises(ValueError, match="sample_weight"):
         loss(None, z, sample_weight=np.ones(7))
+
+
+@pytest.mark.parametrize("step", [0, 1, 2**31 + 5])
+def test_xla_draws_the_same_directions(step):
+    loss = SIGReg(64)
+    compiled = tf.function(loss.draw_directions, jit_compile=True, autograph=False)
+    expected = loss.draw_directions(5, tf.constant(step, tf.int64))
+    np.testing.assert_allclose(compiled(5, tf.constant(step, tf.int64)), expected, atol=1e-12)
+
+
+def test_directions_are_uniform_on_the_sphere():
+    directions = np.asarray(SIGReg(20_000).draw_directions(3))
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(directions.mean(axis=0), 0, atol=5 / np.sqrt(3 * 20_000))
+    covariance = directions.T @ directions / len(directions)
+    np.testing.assert_allclose(covariance, np.eye(3) / 3, atol=0.02)
+    # On a sphere in three dimensions each coordinate is uniform on [−1, 1].
+    assert scipy.stats.kstest(directions[:, 0], "uniform", args=(-1, 2)).pvalue > 1e-3
