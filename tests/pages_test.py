@@ -10,7 +10,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     "from_the_article.md": 50,
     "contrastive_losses.md": 30,
-    "self_supervised.md": 35,
+    "self_supervised.md": 30,
     "meta_learning.md": 50,
 }
 

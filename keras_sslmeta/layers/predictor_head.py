@@ -17,6 +17,7 @@ class PredictorHead(keras.layers.Layer):
         batch_normalization: whether the hidden layer has BatchNorm. Defaults to True.
         output_normalization: whether the last layer has: True, False or `"plain"`, without scale and
             shift (MoCo v3). Defaults to False.
+        output_bias: whether the last layer has a bias, where no BatchNorm follows it. Defaults to True.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -44,12 +45,14 @@ class PredictorHead(keras.layers.Layer):
         hidden_dim: int = 4096,
         batch_normalization: bool = True,
         output_normalization: bool | str = False,
+        output_bias: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.batch_normalization = batch_normalization
         self.output_normalization = output_normalization
+        self.output_bias = bool(output_bias)
         self._head(1)  # Refuses what cannot be.
 
     def _head(self, dim):
@@ -58,6 +61,7 @@ class PredictorHead(keras.layers.Layer):
             hidden_dim=self.hidden_dim,
             batch_normalization=self.batch_normalization,
             output_normalization=self.output_normalization,
+            output_bias=self.output_bias,
             dtype=self.dtype_policy,
             name="head",
         )
@@ -79,4 +83,5 @@ class PredictorHead(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "batch_normalization": self.batch_normalization,
             "output_normalization": self.output_normalization,
+            "output_bias": self.output_bias,
         }

@@ -22,6 +22,8 @@ class ProjectionHead(keras.layers.Layer):
         batch_normalization: whether Dense layers are followed by BatchNorm. Defaults to False.
         output_normalization: whether the last one is: True, False or `"plain"`. Defaults to None, as
             `batch_normalization`.
+        output_bias: whether the last Dense layer has a bias, where no BatchNorm follows it. Defaults to True
+            (SimCLR, BYOL; not Barlow Twins, VICReg).
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -52,6 +54,7 @@ class ProjectionHead(keras.layers.Layer):
         hidden_layers: int = 1,
         batch_normalization: bool = False,
         output_normalization: bool | str | None = None,
+        output_bias: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -72,6 +75,7 @@ class ProjectionHead(keras.layers.Layer):
         self.hidden_layers = hidden_layers
         self.batch_normalization = batch_normalization
         self.output_normalization = output_normalization
+        self.output_bias = bool(output_bias)
 
     def build(self, input_shape):
         features = input_shape[-1]
@@ -81,9 +85,8 @@ class ProjectionHead(keras.layers.Layer):
         normalizations.append(self.batch_normalization if last is None else last)
         blocks = []
         for i, (width, normalization) in enumerate(zip(widths, normalizations, strict=True)):
-            blocks.append(
-                keras.layers.Dense(width, use_bias=not normalization, dtype=self.dtype_policy)
-            )
+            has_bias = not normalization and (i < self.hidden_layers or self.output_bias)
+            blocks.append(keras.layers.Dense(width, use_bias=has_bias, dtype=self.dtype_policy))
             if normalization:
                 has_weights = normalization != "plain"
                 blocks.append(
@@ -122,4 +125,5 @@ class ProjectionHead(keras.layers.Layer):
             "hidden_layers": self.hidden_layers,
             "batch_normalization": self.batch_normalization,
             "output_normalization": self.output_normalization,
+            "output_bias": self.output_bias,
         }

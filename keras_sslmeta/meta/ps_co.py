@@ -172,7 +172,7 @@ class PsCo(Queued, MomentumModel):
 
     def default_predictor(self) -> keras.layers.Layer:
         """The authors': 4,096, then 256."""
-        return PredictorHead(4096, name="predictor")
+        return PredictorHead(4096, output_bias=False, name="predictor")
 
     def call(self, inputs, training=None):
         of_queries, of_keys = view_axis.both(self, self.views_of(inputs))

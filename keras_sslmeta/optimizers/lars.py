@@ -113,7 +113,8 @@ class LARS(ScheduledWeightDecay):
         self.assign(variable, w - move)
 
     def _trust_ratio(self, w, g):
-        w_norm, g_norm = ops.norm(w), ops.norm(g)
+        # Of all entries: `ops.norm` takes two axes at most.
+        w_norm, g_norm = (ops.norm(ops.reshape(x, (-1,))) for x in (w, g))
         ratio = self.trust_coefficient * ops.divide_no_nan(w_norm, g_norm)
         return ops.where((w_norm > 0) & (g_norm > 0), ratio, 1.0)
 

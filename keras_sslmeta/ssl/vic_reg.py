@@ -23,7 +23,7 @@ class VICReg(TwoViewModel):
         augmentation: layer, callable or list of one a view, that turns plain samples into views. Defaults
             to None: views come ready-made, `(batch, views, …)`.
         projector: a Keras layer or model on the features, `(n, features) → (n, dim)`. Defaults to None,
-            the paper's: two hidden layers of 8,192 with BatchNorm, and 8,192 dimensions.
+            the paper's: two hidden layers of 8,192 with BatchNorm, and 8,192 dimensions without bias.
         views: number of views that `augmentation` makes. Defaults to 2.
         **kwargs: `micro_batch_size` of `TwoViewModel`, and those of `keras.Model`.
 
@@ -74,5 +74,6 @@ class VICReg(TwoViewModel):
             hidden_layers=2,
             batch_normalization=True,
             output_normalization=False,
+            output_bias=False,
             name="projector",
         )

@@ -42,3 +42,25 @@ def test_refused(bad):
     (name,) = bad
     with pytest.raises(ValueError, match=f"`{name}` must be an integer"):
         ProjectionHead(**bad)
+
+
+@pytest.mark.parametrize("normalization", [None, True, False, "plain"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_last_layer(normalization, bias):
+    """Dense layers have a bias where nothing normalises them, and "plain" statistics no scale and shift."""
+    head = ProjectionHead(
+        3, 4, batch_normalization=True, output_normalization=normalization, output_bias=bias
+    )
+    head.build((None, 5))
+    shapes = [tuple(w.shape) for w in head.trainable_variables]
+    first = [(5, 4), (4,), (4,), (4, 3)]
+    last = {None: [(3,), (3,)], True: [(3,), (3,)], "plain": [], False: [(3,)] if bias else []}
+    assert shapes == first + last[normalization]
+    copy = ProjectionHead.from_config(head.get_config())
+    copy.build((None, 5))
+    assert [tuple(w.shape) for w in copy.trainable_variables] == shapes
+
+
+def test_refused_normalization():
+    with pytest.raises(ValueError, match=r"`output_normalization` must .* 'batch'"):
+        ProjectionHead(output_normalization="batch")

@@ -232,11 +232,10 @@ def test_batch_normalisation_of_the_copy_follows_the_networks():
 def test_the_default_heads_are_the_authors():
     model = PsCo(small_encoder())
     head, predictor = (
-        [type(x).__name__ for x in m._flatten_layers(include_self=False) if x.built]
-        for m in (model.projector, model.predictor)
+        [type(x).__name__ for x in m.blocks] for m in (model.projector, model.predictor.head)
     )
     assert head == ["Dense", "BatchNormalization", "ReLU", "Dense", "BatchNormalization"]
-    assert predictor == ["ProjectionHead", *head[:4]]
+    assert predictor == head[:4]
     assert model(VIEWS).shape == (32, 2, 256)
     assert model.queue.keys.shape == (16384, 256)
     assert [len(m.trainable_variables) for m in (model.projector, model.predictor)] == [4, 4]
@@ -367,7 +366,7 @@ def test_the_encoder_saved_alone_is_a_plain_keras_model(tmp_path):
         ({"predictor": ksm.layers.ProjectionHead(5)}, "Received: 5 and 4 dimensions"),
         ({"shots": 0}, "`shots` must be a positive integer"),
         ({"queue_size": 3}, "`queue_size` must be an integer from 4. Received: queue_size=3"),
-        ({"momentum": 1.5}, "`momentum` must be a number from 0 to 1. Received: momentum=1.5"),
+        ({"momentum": 1.5}, "Received: momentum=1.5"),
         ({"temperature": 0}, "`temperature` must be a positive number"),
         ({"supervised_temperature": -1}, "`supervised_temperature` must be a positive number"),
         ({"epsilon": 0}, "`epsilon` must be a positive number"),
@@ -385,7 +384,7 @@ def test_a_loss_of_ones_own_is_refused():
 
 
 def test_other_than_two_views_and_plain_samples_are_refused():
-    with pytest.raises(ValueError, match="two views of each sample.*Received: 3 views"):
+    with pytest.raises(ValueError, match="takes 2 views of each sample.*Received: 3 views"):
         build()(RNG.normal(size=(4, 3, 5)))
     with pytest.raises(ValueError, match="got plain samples: pass an augmentation"):
         fit(build(), SAMPLES)

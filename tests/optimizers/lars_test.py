@@ -204,3 +204,15 @@ def test_refused_trust_coefficients(value):
     with pytest.raises(ValueError, match="`trust_coefficient` must be a positive number") as error:
         LARS(0.1, trust_coefficient=value)
     assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4), (3, 3, 2, 4)], ids=str)
+def test_variables_of_any_rank(shape):
+    """A convolution's kernel has four axes; its norm is that of all its entries."""
+    rng = np.random.default_rng(0)
+    start, gradient = rng.normal(size=(2, *shape))
+    kernel = keras.Variable(start, name="kernel", dtype="float64")
+    LARS(0.5, weight_decay=0.1, trust_coefficient=0.02, exclude=None).apply([gradient], [kernel])
+    decayed = gradient + 0.1 * start
+    ratio = 0.02 * np.sqrt(np.sum(start**2)) / np.sqrt(np.sum(decayed**2))
+    np.testing.assert_allclose(kernel, start - 0.5 * ratio * decayed, rtol=1e-6)
