@@ -67,6 +67,8 @@ class ModelRow:
     takes_weights: bool = True
     # Parts that do not divide the batch are nothing for XLA.
     xla: bool = True
+    # How far weights of a zero gradient, which move by its rounding, may be apart.
+    rounding: float = 1e-5
 
 
 def encoder():
@@ -240,6 +242,7 @@ MODELS = {
         IMAGES,
         half_precision=5e-2,
         takes_weights=False,
+        rounding=1e-4,  # Standardised, projections have no use for biases before them.
     ),
     "VICReg model": ModelRow(
         lambda: ksm.VICReg(encoder(), projector=head()), VIEWS, IMAGES, takes_weights=False
@@ -441,8 +444,8 @@ def test_eager_and_graph_and_several_steps_at_once_are_the_same(name):
     for settings in ({"run_eagerly": True}, {"steps_per_execution": 2}):
         model = compiled(name, **settings)
         np.testing.assert_allclose(fit(model, name), expected, rtol=1e-5)
-        # A hundredth of what a weight moves: some biases have a gradient of nothing but rounding.
-        assert_same_weights(model, graph, rtol=1e-4, atol=1e-4)
+        rounding = getattr(FITTED[name], "rounding", 1e-5)
+        assert_same_weights(model, graph, rtol=1e-4, atol=rounding)
 
 
 @everything

@@ -1,4 +1,4 @@
-"""The examples of text and of speech run at a tiny size, and write what they say."""
+"""The example of text runs at a tiny size, and writes what it says."""
 
 import json
 import os

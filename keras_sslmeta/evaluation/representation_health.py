@@ -49,7 +49,7 @@ def representation_health(
             and alignment depend.
         alpha: α of the alignment. Defaults to 2 (the paper).
         t: t of the uniformity. Defaults to 2 (the paper).
-        lidar_delta: δ, in the features' own unit squared. Defaults to 1e-4 (the paper).
+        lidar_delta: δ, in the features' own unit squared. Defaults to 1e-4, as others have it.
 
     Returns:
         A `RepresentationHealthResult`, of the numbers above, `dead_dimensions` and `singular_values`.

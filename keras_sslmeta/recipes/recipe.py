@@ -21,7 +21,7 @@ class Recipe:
 
     Attributes:
         model: arguments of the method's constructor: augmentation, momentum.
-        compile: arguments of `compile`: optimizer, loss where the paper's differs from the method's.
+        compile: arguments of `compile`: the optimizer. Losses are the methods' own.
         fit: arguments of `fit`: batch size and epochs.
         steps: number of steps in all, over which schedules run.
     """
@@ -79,8 +79,7 @@ class Run:
             0.0, max(1, self.steps - warmup), alpha=end, warmup_target=largest, warmup_steps=warmup
         )
 
-    def recipe(self, optimizer: keras.optimizers.Optimizer, loss=None, **model) -> Recipe:
-        """The recipe of an optimizer, a loss unless the method's own, and the constructor's arguments."""
-        with_loss = {} if loss is None else {"loss": loss}
+    def recipe(self, optimizer: keras.optimizers.Optimizer, **model) -> Recipe:
+        """The recipe of an optimizer, and the constructor's arguments."""
         fit = {"batch_size": self.batch_size, "epochs": self.epochs}
-        return Recipe(model, {"optimizer": optimizer, **with_loss}, fit, self.steps)
+        return Recipe(model, {"optimizer": optimizer}, fit, self.steps)
