@@ -11,7 +11,7 @@ from keras_sslmeta.evaluation.features import unit_length
 from keras_sslmeta.evaluation.representation_health_result import RepresentationHealthResult
 from keras_sslmeta.mechanisms import arguments
 
-_EPSILON = 1e-7  # In both papers' p_k.
+_EPSILON = 1e-7  # RankMe's for float32; LiDAR has one too.
 _ROUNDING = 1e-6  # Of float32 features, relative to the largest.
 _ROWS = 1024  # Compared at a time.
 
@@ -35,7 +35,8 @@ def representation_health(
     feature std = √dim · mean over dimensions of the standard deviation of z's entries
     ```
 
-    Alignment and uniformity are those of `losses.AlignmentUniformity`. Computed in float64,
+    Both covariances are divided by the number, where LiDAR's paper takes unbiased estimates: only δ tells
+    the difference. Alignment and uniformity are those of `losses.AlignmentUniformity`. Computed in float64,
     which costs O(n · views · dim²) and n² · views distances, in blocks. With a feature that is not
     finite, everything is NaN.
 

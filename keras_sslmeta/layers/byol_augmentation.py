@@ -25,7 +25,7 @@ class BYOLAugmentation(SolarizingAugmentation):
     solarisation by `RandomSolarization`. Against SimCLR it has half of the jitter, a quarter of
     the saturation, and solarisation.
 
-    Barlow Twins (Zbontar et al. 2021, appendix A) takes this pair as it is, so it has no class of
+    Barlow Twins (Zbontar et al. 2021, section 2.2) takes this pair as it is, so it has no class of
     its own. The papers resize bicubically and shuffle the steps of the jitter; here resizing is
     bilinear and the order is fixed, as in the parts (see `RandomResizedCrop`, `RandomColorJitter`).
 

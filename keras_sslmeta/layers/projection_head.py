@@ -23,7 +23,7 @@ class ProjectionHead(keras.layers.Layer):
         output_normalization: whether the last one is: True, False or `"plain"`. Defaults to None, as
             `batch_normalization`.
         output_bias: whether the last Dense layer has a bias, where no BatchNorm follows it. Defaults to True
-            (SimCLR, BYOL; not Barlow Twins, VICReg).
+            (BYOL's and MoCo v2's papers; not SimCLR, Barlow Twins, VICReg).
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:

@@ -18,7 +18,7 @@ class RandomJitter(SampleAugmentation):
 
     Args:
         stddev: Standard deviation of the noise, in the unit of the data, at least 0. Default 0.05,
-            the authors', for accelerations in multiples of g.
+            the authors', for accelerations.
         seed: Integer, or None for one drawn from Keras's global seed.
         **kwargs: Keras's own, such as `name` and `dtype`.
 

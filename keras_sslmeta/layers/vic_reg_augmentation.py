@@ -29,7 +29,8 @@ class VICRegAugmentation(SolarizingAugmentation):
         seed: Integer, or None for one drawn from Keras's global seed.
         **kwargs: Keras's own, such as `name` and `dtype`.
 
-    The defaults are those of Bardes et al. for ImageNet. They resize bicubically and shuffle the
+    The defaults are those of the paper (App. C.1) for ImageNet; the authors' published code takes
+    BYOL's pair instead (`BYOLAugmentation.pair`). They resize bicubically and shuffle the
     steps of the jitter; here resizing is bilinear and the order is fixed, as in the parts.
 
     Returns:

@@ -54,7 +54,7 @@ class LeJEPA(SIGReg):
 
     Reference:
         Balestriero, LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the
-        Heuristics", 2025, Sec. 5. https://arxiv.org/abs/2511.08544
+        Heuristics", 2025, Sec. 5 and 6.1. https://arxiv.org/abs/2511.08544
     """
 
     def __init__(

@@ -73,7 +73,7 @@ class SIGReg(BatchStatisticLoss):
 
     Reference:
         Balestriero, LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the
-        Heuristics", 2025, Sec. 4 and Algorithm 1. https://arxiv.org/abs/2511.08544
+        Heuristics", 2025, Sec. 4, 6.1 and Algorithm 1. https://arxiv.org/abs/2511.08544
         Epps, Pulley, "A Test for Normality Based on the Empirical Characteristic Function", Biometrika
         70(3), 1983.
     """

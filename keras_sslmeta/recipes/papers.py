@@ -1,9 +1,10 @@
 """The training settings of the papers, one call each: optimizer, schedules, augmentation.
 
 A learning rate is in proportion to the batch, as in the papers, and schedules run over the epochs that
-are asked for; a warm-up takes at most a tenth of them. What a paper sets for ImageNet and a ResNet-50 is
-a start for other data, and no more. Settings that belong to a method's class (temperature, queue, heads)
-are its defaults there.
+are asked for; a warm-up takes at most a tenth of them. The decay of SGD in the papers goes through its
+momentum of 0.9; ours does not, and is ten times the number named here, which is as strong. What a paper
+sets for ImageNet and a ResNet-50 is a start for other data, and no more. Settings that belong to a
+method's class (temperature, queue, heads) are its defaults there.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,14 @@ def _blur(size: Size, *probabilities: float) -> dict:
     return {"blur_probability": values[0] if len(values) == 1 else values}
 
 
+def _sgd(rate, decay: float) -> SGD:
+    """SGD with momentum 0.9, whose decay is as strong as `decay` is in PyTorch.
+
+    There it goes through the momentum, which makes 1 / (1 − 0.9) times as much of it; here it does not.
+    """
+    return SGD(rate, momentum=0.9, weight_decay=decay / (1 - 0.9))
+
+
 def sim_clr(
     samples: int,
     batch_size: int = 4096,
@@ -31,9 +40,8 @@ def sim_clr(
 ) -> Recipe:
     """SimCLR's: LARS at 0.3 per 256 samples, decay 1e-6, 10 epochs of warm-up, cosine.
 
-    DCL (Yeh et al.) and NNCLR (Dwibedi et al.) train as SimCLR does; of NNCLR's queue and heads see the
-    class.
-
+    DCL (Yeh et al.) and NNCLR (Dwibedi et al.) train as SimCLR does, as far as known; of NNCLR's queue
+    and heads see the class. The decay is the paper's; the authors' code has 1e-4.
 
     Args:
         samples: number of training samples.
@@ -58,7 +66,7 @@ def sim_clr(
 
     Reference:
         Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
-        Sec. 2.2 and App. B.6. https://arxiv.org/abs/2002.05709
+        Sec. 2.2, 2.3 and App. B.9. https://arxiv.org/abs/2002.05709
     """
     run = Run(samples, batch_size, epochs)
     blur = _blur(image_size, 0.5)
@@ -77,11 +85,13 @@ def sup_con(
 ) -> Recipe:
     """SupCon's for CIFAR: SGD at 0.5 per 1,024 samples, decay 1e-4, 10 epochs of warm-up, cosine.
 
+    From 0 and to 0, where the authors' code begins the warm-up at 0.01 and ends at a thousandth. It blurs
+    nothing; larger views are blurred here as in SimCLR.
 
     Args:
         samples: number of training samples.
-        batch_size: samples a step, over all replicas. Defaults to 1,024 (the paper).
-        epochs: passes over the samples. Defaults to 1,000 (the paper).
+        batch_size: samples a step, over all replicas. Defaults to 1,024 (the authors' code).
+        epochs: passes over the samples. Defaults to 1,000 (the authors' code).
         image_size: size of the views in pixels, an integer or (height, width). Defaults to 224. Views of at
             most 64 pixels are not blurred, as SimCLR has it for CIFAR-10.
         **augmentation: further arguments of the augmentation, such as `value_range` or `flip`.
@@ -99,7 +109,7 @@ def sup_con(
     run = Run(samples, batch_size, epochs)
     blur = _blur(image_size, 0.5)
     settings = {"crop_scale": (0.2, 1.0), "strength": 0.5} | blur | augmentation
-    optimizer = SGD(run.cosine(0.5, 1024, warmup_epochs=10), momentum=0.9, weight_decay=1e-4)
+    optimizer = _sgd(run.cosine(0.5, 1024, warmup_epochs=10), 1e-4)
     return run.recipe(optimizer, augmentation=layers.SimCLRAugmentation(image_size, **settings))
 
 
@@ -111,7 +121,6 @@ def moco(
     **augmentation,
 ) -> Recipe:
     """MoCo v2's: SGD at 0.03 per 256 samples, momentum 0.9, decay 1e-4, cosine.
-
 
     Args:
         samples: number of training samples.
@@ -134,7 +143,7 @@ def moco(
     run = Run(samples, batch_size, epochs)
     blur = _blur(image_size, 0.5)
     return run.recipe(
-        SGD(run.cosine(0.03), momentum=0.9, weight_decay=1e-4),
+        _sgd(run.cosine(0.03), 1e-4),
         augmentation=layers.MoCoV2Augmentation(image_size, **(blur | augmentation)),
         momentum=0.999,
     )
@@ -149,9 +158,9 @@ def moco_v3(
 ) -> Recipe:
     """MoCo v3's for transformers: AdamW at 1.5e-4 per 256, decay 0.1, 40 epochs of warm-up, cosine.
 
-    The momentum goes from 0.99 to 1. (For a ResNet-50 the authors have LARS at 0.3, decay 1e-6,
-    temperature 1.)
-
+    The momentum goes from 0.99 to 1. These are the authors' code's; the paper searched the rate and decay of
+    each network. (For a ResNet-50 the paper has LARS at 0.3, decay 1.5e-6, a momentum from 0.996 and
+    temperature 1; the code 1e-6 and 0.99 for 300 epochs, and crops from 0.2.)
 
     Args:
         samples: number of training samples.
@@ -169,7 +178,7 @@ def moco_v3(
 
     Reference:
         Chen, Xie, He, "An Empirical Study of Training Self-Supervised Vision Transformers", ICCV 2021,
-        Sec. 4, and the authors' code. https://arxiv.org/abs/2104.02057
+        Sec. 5 and App. A, and the authors' code. https://arxiv.org/abs/2104.02057
     """
     run = Run(samples, batch_size, epochs)
     settings = {"crop_scale": (0.08, 1.0)} | _blur(image_size, 1.0, 0.1) | augmentation
@@ -191,8 +200,7 @@ def byol(
 
     As the authors' code has it: 0.2 per 256 samples, decay 1.5e-6 and a momentum from 0.996 for runs of
     1,000 epochs; 0.3, 1e-6 and 0.99 for 300; 0.45, 1e-6 and 0.99 for 100; 0.45, 1e-6 and 0.97 below. The
-    momentum goes to 1.
-
+    momentum goes to 1. (For batches of 512 the paper has 0.4 and a momentum from 0.9995, App. G.)
 
     Args:
         samples: number of training samples.
@@ -209,8 +217,8 @@ def byol(
         ValueError: if a number is not a positive integer, or an argument of the augmentation is refused.
 
     Reference:
-        Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, App. B and C, and the authors' code.
-        https://arxiv.org/abs/2006.07733
+        Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, Sec. 3.3, App. B and J, and the authors'
+        code. https://arxiv.org/abs/2006.07733
     """
     run = Run(samples, batch_size, epochs)
     rate, decay, momentum = 0.45, 1e-6, 0.97
@@ -238,9 +246,8 @@ def sim_siam(
 ) -> Recipe:
     """SimSiam's: SGD at 0.05 per 256 samples, momentum 0.9, decay 1e-4, cosine.
 
-    In the paper the predictor's rate does not fall. One optimizer has one schedule here, so it falls too;
-    the paper has 68.1 against 67.7 percent for that (Tab. 1).
-
+    The paper keeps the predictor's rate constant from Sec. 4.3 on. One optimizer has one schedule here, so it
+    falls too: 67.7 percent in the paper, against 68.1 with a constant rate (Tab. 1).
 
     Args:
         samples: number of training samples.
@@ -257,13 +264,13 @@ def sim_siam(
         ValueError: if a number is not a positive integer, or an argument of the augmentation is refused.
 
     Reference:
-        Chen, He, "Exploring Simple Siamese Representation Learning", CVPR 2021, Sec. 3.
-        https://arxiv.org/abs/2011.10566
+        Chen, He, "Exploring Simple Siamese Representation Learning", CVPR 2021,
+        Sec. 3, 4.2 and App. A. https://arxiv.org/abs/2011.10566
     """
     run = Run(samples, batch_size, epochs)
     blur = _blur(image_size, 0.5)
     return run.recipe(
-        SGD(run.cosine(0.05), momentum=0.9, weight_decay=1e-4),
+        _sgd(run.cosine(0.05), 1e-4),
         augmentation=layers.MoCoV2Augmentation(image_size, **(blur | augmentation)),
     )
 
@@ -277,9 +284,9 @@ def barlow_twins(
 ) -> Recipe:
     """Barlow Twins': LARS at 0.2 per 256 samples, decay 1e-6, 10 epochs of warm-up, cosine to a thousandth.
 
-    In the authors' code biases and batch normalisation have a rate of 0.0048 instead. One optimizer has
-    one rate here: theirs is that of the weights, without LARS's ratio.
-
+    The decay is that of the authors' code; the paper has 1.5e-6. In both, biases and batch normalisation have
+    a rate of 0.0048 instead. One optimizer has one rate here: theirs is that of the weights, without LARS's
+    ratio.
 
     Args:
         samples: number of training samples.
@@ -317,6 +324,7 @@ def vic_reg(
 ) -> Recipe:
     """VICReg's: LARS at 0.2 per 256 samples, decay 1e-6, 10 epochs of warm-up, cosine to a thousandth.
 
+    A thousandth is the authors' code's; the paper ends at 0.002.
 
     Args:
         samples: number of training samples.
@@ -333,7 +341,8 @@ def vic_reg(
         ValueError: if a number is not a positive integer, or an argument of the augmentation is refused.
 
     Reference:
-        Bardes, Ponce, LeCun, "VICReg", ICLR 2022, Sec. 4.2, and the authors' code.
+        Bardes, Ponce, LeCun, "VICReg", ICLR 2022, Sec. 4.2 and App. C.1 (whose augmentation is another
+        than that of the authors' code: see `VICRegAugmentation`), and the authors' code.
         https://arxiv.org/abs/2105.04906
     """
     run = Run(samples, batch_size, epochs)
@@ -354,8 +363,9 @@ def small_images(
     """A ResNet-18 on images as small as CIFAR's, for any method of two views: lightly's benchmark.
 
     SGD at 0.06 per 128 samples, momentum 0.9, decay 5e-4, cosine; crops, flips, colours and grey, no
-    blur; SimCLR with a temperature of 0.5. BYOL and MoCo have momenta of their own there, 0.996 and 0.99.
-
+    blur: its augmentation for SimCLR, MoCo, NNCLR and DCL (BYOL and Barlow Twins have BYOL's pair without
+    blur there, SimSiam one of its own). There SimCLR has a temperature of 0.5, MoCo one of 0.1, BYOL and
+    MoCo a constant momentum of 0.99.
 
     Args:
         samples: number of training samples.
@@ -375,5 +385,5 @@ def small_images(
     """
     run = Run(samples, batch_size, epochs)
     settings = {"strength": 0.5, "blur_probability": 0.0} | augmentation
-    optimizer = SGD(run.cosine(0.06, 128), momentum=0.9, weight_decay=5e-4)
+    optimizer = _sgd(run.cosine(0.06, 128), 5e-4)
     return run.recipe(optimizer, augmentation=layers.SimCLRAugmentation(image_size, **settings))

@@ -26,8 +26,8 @@ class LeJEPA(TwoViewModel):
         augmentation: layer, callable or list of one a view, that turns plain samples into views. Defaults
             to None: views come ready-made, `(batch, views, …)`.
         projector: a Keras layer or model on the features, `(n, features) → (n, dim)`. Defaults to None,
-            the authors': two hidden layers of 2,048 with BatchNorm, and 64 dimensions (16 to 512 in the
-            paper's runs).
+            the authors': two hidden layers of 2,048 with BatchNorm, and 64 dimensions, the best of 64 to
+            1,024 in the paper's Table 1d (16 in the authors' minimal example).
         views: number of views that `augmentation` makes. Defaults to 2.
         **kwargs: `micro_batch_size` of `TwoViewModel`, and those of `keras.Model`.
 

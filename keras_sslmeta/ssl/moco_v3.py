@@ -34,11 +34,11 @@ class MoCoV3(MomentumModel):
             to None: views come ready-made, `(batch, views, …)`.
         projector: a Keras layer or model on the features, `(n, features) → (n, dim)`. Defaults to None,
             the paper's for transformers: two hidden layers of 4,096 and 256 dimensions, BatchNorm after
-            each Dense layer, after the last without scale and shift.
+            each Dense layer, after the last without scale and shift (the authors' code).
         predictor: a Keras layer or model, `(n, dim) → (n, dim)`. Defaults to None, the paper's: a hidden
             layer of 4,096, normalised like the projector. `keras.layers.Identity()` leaves it out.
-        momentum: m, a number from 0 to 1, or a schedule by step. Defaults to 0.99, where the paper's
-            schedule begins: `keras_sslmeta.optimizers.CosineSchedule(0.99, 1.0, steps)`.
+        momentum: m, a number from 0 to 1, or a schedule by step. Defaults to 0.99, the paper's,
+            where the authors' schedule begins: `keras_sslmeta.optimizers.CosineSchedule(0.99, 1.0, steps)`.
         views: number of views that `augmentation` makes. Defaults to 2.
         **kwargs: `micro_batch_size` of `TwoViewModel`, and those of `keras.Model`.
 

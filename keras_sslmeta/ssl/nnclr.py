@@ -26,9 +26,9 @@ class NNCLR(Queued, PredictionModel):
     projections of view 1 enter the queue afterwards.
 
     **When to choose it**: where augmentations are weak or hard to think of, since positives are other
-    samples; the paper trains without colour distortion at little loss. Negatives keep it from collapsing.
-    Early neighbours are wrong ones, so it starts slowly. One step costs SimCLR's, and 2 · batch · queue ·
-    dim multiplications for the neighbours.
+    samples; with random crops alone the paper loses 2.1% of its accuracy, relatively. Negatives keep it
+    from collapsing. Early neighbours are wrong ones, so it starts slowly. One step costs SimCLR's, and 2
+    · batch · queue · dim multiplications for the neighbours.
 
     Args:
         encoder: a `keras.Model`, `(batch, …) → (batch, features)`; trained in place.
