@@ -4,6 +4,7 @@ from numbers import Integral
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 from keras_sslmeta.mechanisms import cross_replica
 
@@ -61,6 +62,7 @@ def ids(labels: tf.Tensor, *more: tf.Tensor, gather: bool = True) -> "list[tf.Te
                 f"Received: dtypes={labels.dtype.name}, {other.dtype.name}"
             )
     if labels.dtype == tf.string:
+        _refuse_xla()
         numbers = _numbers_of_strings(labels, more, gather)
     else:
         own, *others = (_as_int64(x) for x in (labels, *more))
@@ -89,6 +91,16 @@ def _as_int64(labels):
     if labels.dtype == tf.uint64:
         return tf.bitcast(labels, tf.int64)
     return tf.cast(labels, tf.int64)
+
+
+def _refuse_xla():
+    """XLA has no strings, and would say so only in its own words, at the first step."""
+    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        raise ValueError(
+            "Labels that are strings cannot be compiled by XLA, which Keras takes on a GPU unless told "
+            "otherwise: use `compile(..., jit_compile=False)`, or integers, such as those of "
+            "`keras.layers.StringLookup`."
+        )
 
 
 def _numbers_of_strings(labels, more, gather):

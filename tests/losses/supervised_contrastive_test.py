@@ -96,6 +96,14 @@ def test_labels_reach_the_loss_exactly_through_fit(labels):
     np.testing.assert_allclose([arrays, model.evaluate(dataset, verbose=0)], expected, rtol=1e-5)
 
 
+def test_strings_are_nothing_for_xla():
+    model = keras.Sequential([keras.Input((2, 5)), keras.layers.Identity()])
+    model.compile(loss=SupervisedContrastive(), jit_compile=True)
+    labels = np.array(list("abacba"), object)
+    with pytest.raises(ValueError, match="jit_compile=False"):
+        model.evaluate(VIEWS.astype("float32"), labels, verbose=0)
+
+
 def test_a_label_of_its_own_for_each_sample_is_nt_xent(value_and_gradient):
     for temperature in (0.05, 0.5):
         ours = value_and_gradient(SupervisedContrastive(temperature), np.arange(6), VIEWS)
