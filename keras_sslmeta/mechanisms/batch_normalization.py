@@ -60,6 +60,49 @@ def normalized(x: tf.Tensor, scale, shift, epsilon: float):
     return y, mean, variance
 
 
+def renormalized(
+    layer: "keras.layers.BatchNormalization",
+    outputs: tf.Tensor,
+    own: "list[tf.Tensor]",
+    given: "list[tf.Tensor]",
+    amount: tf.Tensor,
+) -> tf.Tensor:
+    """What was normalised by its own statistics, as if by given ones, with the derivative of the former.
+
+    ```
+    y ← γ (x̂ r + d) + β         r = σ / σ_given         d = (mean − mean_given) / σ_given
+    ```
+
+    r and d count as constants (Ioffe 2017, "Batch Renormalization", https://arxiv.org/abs/1702.03275). So
+    values do not depend on the batch, and yet weights have no gradient along their own length, without which
+    they grow until training fails. As there, r is kept within [1 / r_max, r_max] and d within [−d_max,
+    d_max], with r_max = 3 and d_max = 5.
+
+    Args:
+        layer: of batch normalisation, whose outputs these are.
+        outputs: γ x̂ + β.
+        own, given: mean and variance, `(channels,)` each.
+        amount: a scalar from 0, which leaves the outputs as they are (r_max = 1, d_max = 0), to 1.
+    """
+    dtype = own[0].dtype
+    amount = tf.cast(amount, dtype)
+    limit, shift = 1 + 2 * amount, 5 * amount
+    deviation = tf.sqrt(given[1] + tf.constant(layer.epsilon, dtype))
+    r = tf.sqrt(own[1] + tf.constant(layer.epsilon, dtype)) / deviation
+    r = tf.stop_gradient(tf.clip_by_value(r, 1 / limit, limit))
+    d = tf.stop_gradient(tf.clip_by_value((own[0] - given[0]) / deviation, -shift, shift))
+    scale, beta = (
+        tf.constant(x, dtype) if v is None else tf.cast(v, dtype)
+        for v, x in ((layer.gamma, 1.0), (layer.beta, 0.0))
+    )
+    shape = [1] * len(outputs.shape)
+    shape[layer.axis] = -1
+    r, rest = (
+        tf.cast(tf.reshape(x, shape), outputs.dtype) for x in (r, beta * (1 - r) + scale * d)
+    )
+    return outputs * r + rest
+
+
 def _backward(kernels, kept, mean, variance, v, rows, scale):
     """The cotangents of rows, scale and shift, differentiable."""
 

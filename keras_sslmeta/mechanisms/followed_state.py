@@ -17,6 +17,7 @@ def follow(
     step_statistics: Sequence[Any],
     results: Results,
     tasks: tf.Tensor,
+    iterations: tf.Tensor,
 ) -> None:
     """Moves statistics, random states and layers' own averages by the mean over the tasks.
 
@@ -26,10 +27,12 @@ def follow(
         step_statistics: variables of the statistics of each step, where the policy has some.
         results: sums over the tasks here.
         tasks: number of tasks here.
+        iterations: number of steps of meta-training so far.
     """
     count = cross_replica.total(tasks)
     if policy.moving:
-        _move_statistics(network, step_statistics, [_mean(x, count) for x in results.statistics])
+        news = [_mean(x, count) for x in results.statistics]
+        _move_statistics(network, step_statistics, news, iterations)
     random = network.random_states()
     for variable, total, is_random in zip(network.state, results.state, random, strict=True):
         if is_random:
@@ -53,14 +56,17 @@ def _mean(total, count):
     return cross_replica.total(total) / tf.cast(count, total.dtype)
 
 
-def _move_statistics(network, step_statistics, news):
+def _move_statistics(network, step_statistics, news, iterations):
     for i, (variable, momentum, new) in enumerate(
         zip(network.statistics, network.momenta, news, strict=True)
     ):
         if network.are_frozen[i]:
             continue
         if step_statistics:
+            # Meta-training is normalised by these: they must not lag behind at the start.
+            done = tf.cast(iterations, new.dtype)
+            kept = tf.minimum(tf.cast(momentum, new.dtype), (1 + done) / (10 + done))
             steps = step_statistics[i]
-            steps.assign(steps * momentum + new * (1 - momentum))
+            steps.assign(steps * kept + new * (1 - kept))
             new = new[0]
         variable.assign(variable * momentum + new * (1 - momentum))

@@ -12,7 +12,8 @@ class NormalizationPolicy:
             in meta-training.
         query_by_batch: whether answers use the statistics of the queries, the same pair.
         from_support: whether answers use statistics that the adapted network takes of its support set.
-        per_step: whether there are moving statistics for each step.
+        per_step: whether there are moving statistics for each step, and what is normalised by its own
+            statistics is moved to these (`batch_normalization.renormalized`).
         moving: whether the network's moving statistics follow those of its support sets.
     """
 
@@ -26,7 +27,7 @@ class NormalizationPolicy:
 POLICIES = {
     "transductive": NormalizationPolicy((True, True), (True, True)),
     "support": NormalizationPolicy((True, True), (False, False), from_support=True),
-    "per_step": NormalizationPolicy((False, True), (False, True), per_step=True),
+    "per_step": NormalizationPolicy((True, True), (False, True), per_step=True),
     "frozen": NormalizationPolicy((False, False), (False, False), moving=False),
 }
 

@@ -32,10 +32,13 @@ class StatelessNetwork:
         is_half: whether a layer computes in half precision.
         frozen: weights of frozen layers, which are neither learnt nor changed: constants.
         state: everything else that is not trainable: random states, custom layers' averages, counters.
+        renormalized: how far what is normalised by the batch is moved to the given statistics, from 0 for
+            not at all to 1: see `batch_normalization.renormalized`. None for not at all.
     """
 
     def __init__(self, model: keras.Model, is_adapted: "Callable[[Any], bool] | None" = None):
         self.model = model
+        self.renormalized: Any = None
         trainable = list(model.trainable_variables)
         chosen = [is_adapted is None or bool(is_adapted(v)) for v in trainable]
         self.adapted = [v for v, yes in zip(trainable, chosen, strict=True) if yes]
@@ -95,7 +98,7 @@ class StatelessNetwork:
             inputs: of the model, `(batch, …)` or a nest.
             training: whether the layers but batch normalisation are in training mode.
             batch_statistics: whether batch normalisation uses the statistics of `inputs`, in place of
-                `statistics`.
+                `statistics`; as far as `renormalized` leaves it to them.
             through_statistics: whether the statistics that come back are a differentiable function of the
                 weights; they may count as constants otherwise.
 
@@ -113,7 +116,9 @@ class StatelessNetwork:
         ]
         with (
             second_derivatives.exact(),
-            _normalizing_by_batch(self.norms, batch_statistics, through_statistics),
+            _normalizing_by_batch(
+                self.norms, batch_statistics, through_statistics, self.renormalized
+            ),
             keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope,
         ):
             outputs = self.model(inputs, training=training)
@@ -173,7 +178,7 @@ def _value(scope, variable):
 
 
 @contextlib.contextmanager
-def _normalizing_by_batch(layers, by_batch, through_statistics):
+def _normalizing_by_batch(layers, by_batch, through_statistics, renormalized):
     """Batch normalisation by the batch's own statistics or by given ones, whatever `training` says.
 
     With a momentum of 0 a layer's moving statistics become those of the batch exactly.
@@ -182,6 +187,8 @@ def _normalizing_by_batch(layers, by_batch, through_statistics):
     try:
         for layer in layers:
             layer.call = _with_training(layer, by_batch, through_statistics)
+            if by_batch and renormalized is not None:
+                layer.call = _renormalizing(layer, layer.call, renormalized)
             layer.momentum = 0.0
         yield
     finally:
@@ -210,3 +217,13 @@ def _with_training(layer, by_batch, through_statistics):
         return call(layer, inputs, **kwargs)
 
     return fixed
+
+
+def _renormalizing(layer, call, amount):
+    def moved(inputs, **kwargs):
+        given = [tf.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance)]
+        outputs = call(inputs, **kwargs)
+        own = [tf.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance)]
+        return batch_normalization.renormalized(layer, outputs, own, given, amount)
+
+    return moved

@@ -23,6 +23,10 @@ from keras_sslmeta.mechanisms.stateless_network import StatelessNetwork
 from keras_sslmeta.mechanisms.task_loss import TaskLoss
 from keras_sslmeta.meta.meta_step import MetaStep
 
+_SETTLED_AFTER = (
+    200  # Steps of meta-training; moving statistics of 0.99 follow within some fifty at first.
+)
+
 
 class AdaptingModel(MetaStep):
     """Parent of meta-learners whose model adapts to a task by gradient steps on its support set.
@@ -252,7 +256,12 @@ class AdaptingModel(MetaStep):
     def after_step(self, adaptation: Adaptation, results: Results, tasks: tf.Tensor) -> None:
         """What follows a step of meta-training: statistics and other state that is not trained."""
         followed_state.follow(
-            adaptation.network, self._policy, self.step_statistics, results, tasks
+            adaptation.network,
+            self._policy,
+            self.step_statistics,
+            results,
+            tasks,
+            self.optimizer.iterations,
         )
 
     def inner_loop(self, network: StatelessNetwork, training: bool) -> InnerLoop:
@@ -351,6 +360,8 @@ class AdaptingModel(MetaStep):
         """How to adapt, and what every task starts from: variables, read once, before any loop."""
         network = self._network()
         network.read_frozen()
+        if self._policy.per_step:
+            network.renormalized = self._settled() if training else tf.constant(1.0)
         if self.owns_weights_for_each and _ids(network) != self._ids_at_build:
             raise ValueError(
                 "Layers of `model` must be frozen, or unfrozen, before the meta-learner is made, which has "
@@ -379,6 +390,13 @@ class AdaptingModel(MetaStep):
             return self.start_of(plain, own, steps)
 
         return adaptation, Learnt(_values(self.learnt_variables(network)), start)
+
+    def _settled(self):
+        """How far moving statistics are taken in meta-training: not at first, all the way after 200 steps."""
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None:
+            return tf.constant(1.0)
+        return tf.minimum(tf.cast(optimizer.iterations, tf.float32) / _SETTLED_AFTER, 1.0)
 
     def _check_support(self, support_x, support_y):
         inputs = getattr(self.model, "inputs", None) or []

@@ -37,10 +37,13 @@ class MAML(AdaptingModel):
     * `"support"`: steps by the support set's statistics, answers by those that the adapted network
       takes of the support set. Nothing leaks between queries.
     * `"per_step"` (Antoniou et al. 2019): moving statistics for each step and for the answers, shared by
-      all tasks. Meta-training normalises by the batch, where queries see each other, and moves
-      them; afterwards they are used, and nothing leaks. Steps beyond `inner_steps` use the last ones.
-      They start from the model's, as it is when MAML gets it. With Keras's momentum of 0.99 they need some
-      hundreds of meta-training steps to settle: choose 0.9 for short runs.
+      all tasks; nothing leaks, which costs accuracy against figures where it does. They normalise in
+      steps and in answers, with gradients that are those of the batch's own statistics (batch
+      renormalisation, Ioffe 2017): a network trained by the batch and then given moving statistics
+      diverges in its inner steps. Meta-training begins with the batch's, where queries see each other, and
+      goes over to the moving ones within its first 200 steps; these start from the model's, and
+      follow fast at first, at (1 + n) / (10 + n) for the n-th step as far as that is below the layer's
+      momentum. Steps beyond `inner_steps` use the last ones.
     * `"frozen"`: the model's moving statistics throughout, unchanged: for pretrained encoders.
 
     Under the first three the model's own moving statistics follow those of the support sets at θ. Dropout and

@@ -22,8 +22,8 @@ class MAMLPlusPlus(AdaptingModel):
       after `multi_step_iterations` the last loss counts alone.
     * **Derivative-order annealing**: first-order meta-gradients for the first `first_order_iterations`.
     * **Batch normalisation per step**: moving statistics, γ and β of their own for each step and for the
-      answers. The authors' code never reads the statistics; here `evaluate`, `predict` and `adapt` use them.
-      Inner steps leave γ and β alone.
+      answers. The authors' code never reads the statistics, and normalises queries by each other; here they
+      are used, in meta-training too (see `MAML`). Inner steps leave γ and β alone.
     * **A cosine rate outside** is Keras's own, as in the example.
 
     **When to choose it**: for adaptation in several steps, where MAML is unstable, or its inner rate

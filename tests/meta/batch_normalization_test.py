@@ -52,29 +52,43 @@ def meta(policy, steps=2, **kwargs):
     return maml
 
 
-def forward(w, x, statistics=None):
-    """The network written out; by the batch's statistics unless others are given."""
+def forward(w, x, statistics=None, moved_to=None, amount=1.0):
+    """The network written out; by the batch's statistics unless others are given, or moved to others."""
     kernel, bias, gamma, beta, kernel2, bias2 = w
     hidden = x @ kernel + bias
     if statistics is None:
         mean = tf.reduce_mean(hidden, axis=0)
         statistics = mean, tf.reduce_mean((hidden - mean) ** 2, axis=0)
     mean, variance = statistics
-    normal = (hidden - mean) / tf.sqrt(variance + EPSILON) * gamma + beta
-    return tf.tanh(normal) @ kernel2 + bias2, [np.asarray(s) for s in statistics]
+    normal = (hidden - mean) / tf.sqrt(variance + EPSILON)
+    if moved_to is not None:  # Ioffe 2017, equation 2: r and d are constants, within limits.
+        deviation = np.sqrt(moved_to[1] + EPSILON)
+        r = np.sqrt(np.asarray(variance) + EPSILON) / deviation
+        d = (np.asarray(mean) - moved_to[0]) / deviation
+        r = np.clip(r, 1 / (1 + 2 * amount), 1 + 2 * amount)
+        normal = normal * r + np.clip(d, -5 * amount, 5 * amount)
+    outputs = tf.tanh(normal * gamma + beta) @ kernel2 + bias2
+    return outputs, [np.asarray(s) for s in statistics]
 
 
-def adapted(w, t, steps, given=lambda k: None):
+def adapted(w, t, steps, given=lambda k: None, **how):
     """Weights after some steps on a task, and the statistics of every step."""
     w, seen = [tf.constant(v.numpy()) for v in w], []
     for k in range(steps):
         with tf.GradientTape() as tape:
             tape.watch(w)
-            outputs, statistics = forward(w, X["support_x"][t], given(k))
+            outputs, statistics = forward(w, X["support_x"][t], **given_to(given(k), **how))
             loss = tf.reduce_mean((outputs - X["support_y"][t]) ** 2)
         w = [v - RATE * g for v, g in zip(w, tape.gradient(loss, w), strict=True)]
         seen.append(statistics)
     return w, seen
+
+
+def given_to(statistics, moves=False, amount=1.0):
+    """Given statistics in place of the batch's, or the batch's moved to them."""
+    if moves:
+        return {"moved_to": statistics, "amount": amount}
+    return {"statistics": statistics}
 
 
 def moving(model):
@@ -101,7 +115,8 @@ def test_predictions_are_those_of_the_formulas(policy, test_steps):
         given = set_step_statistics(maml)
     got = maml(X)
     for t in range(TASKS):
-        w, _ = adapted(maml.model.trainable_variables, t, test_steps, given)
+        is_moved = policy == "per_step"
+        w, _ = adapted(maml.model.trainable_variables, t, test_steps, given, moves=is_moved)
         to_queries = given(test_steps)
         if policy == "support":
             to_queries = forward(w, X["support_x"][t])[1]
@@ -111,16 +126,26 @@ def test_predictions_are_those_of_the_formulas(policy, test_steps):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_predictions_in_meta_training(policy):
-    """As above, but for the statistics of each step: the batch's, and its queries see each other."""
+    """As above, where queries see each other under `transductive` alone, but for the start of `per_step`."""
     maml = meta(policy)
-    if policy == "per_step":
-        set_step_statistics(maml)
     given = (lambda k: moving(maml.model)) if policy == "frozen" else (lambda k: None)
     got = maml(X, training=True)
     for t in range(TASKS):
         w, _ = adapted(maml.model.trainable_variables, t, 2, given)
         to_queries = forward(w, X["support_x"][t])[1] if policy == "support" else given(2)
         wanted = forward(w, X["query_x"][t], to_queries)[0]
+        np.testing.assert_allclose(got[t], wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("done", "amount"), [(0, 0.0), (50, 0.25), (200, 1.0), (1000, 1.0)])
+def test_meta_training_moves_to_the_statistics_of_its_steps(done, amount):
+    maml = meta("per_step")
+    given = set_step_statistics(maml)
+    maml.optimizer.iterations.assign(done)
+    got, how = maml(X, training=True), {"moves": True, "amount": amount}
+    for t in range(TASKS):
+        w, _ = adapted(maml.model.trainable_variables, t, 2, given, **how)
+        wanted = forward(w, X["query_x"][t], **given_to(given(2), **how))[0]
         np.testing.assert_allclose(got[t], wanted, rtol=1e-9, atol=1e-12)
 
 
@@ -204,23 +229,35 @@ def test_per_step_statistics_follow_every_step():
     for i, v in enumerate(maml.step_statistics):
         assert v.shape == (3, 4) and not v.trainable
         new = np.mean([[s[i] for s in task] for task in seen], axis=0)
-        np.testing.assert_allclose(v, followed(before[i], new), rtol=1e-8)
+        np.testing.assert_allclose(v, (2 * before[i] + 9 * new) / 11, rtol=1e-8)
         assert all(np.abs(v[a] - v[b]).max() > 1e-3 for a, b in ((0, 1), (0, 2), (1, 2)))
         wanted = followed(of_model[i], new[0])
         np.testing.assert_allclose(moving(maml.model)[i], wanted, rtol=1e-8)
+
+
+def test_per_step_statistics_follow_fast_at_first():
+    maml = meta("per_step", 1)
+    for done, kept in ((0, 2 / 11), (3, 5 / 14), (1000, MOMENTUM)):
+        maml.optimizer.iterations.assign(done)
+        before = [v.numpy() for v in maml.step_statistics]
+        maml.train_on_batch(X, Y)
+        after = [v.numpy() for v in maml.step_statistics]
+        # The support sets before adaptation, whose statistics no step has changed: the rate is 0.
+        seen = np.mean(
+            [forward(maml.model.trainable_variables, x)[1] for x in X["support_x"]], axis=0
+        )
+        for i in range(2):
+            wanted = kept * before[i][0] + (1 - kept) * seen[i]
+            np.testing.assert_allclose(after[i][0], wanted, rtol=1e-8)
 
 
 def test_per_step_statistics_start_from_the_models():
     maml = meta("per_step", 3)
     for steps, v in zip(maml.step_statistics, moving(maml.model), strict=True):
         np.testing.assert_array_equal(steps, np.repeat(v[None], 4, axis=0))
-    np.testing.assert_allclose(maml(X), meta_frozen_like(maml)(X), rtol=1e-9)
-
-
-def meta_frozen_like(maml):
-    other = meta("frozen", maml.inner_steps)
-    other.model.set_weights(maml.model.get_weights())
-    return other
+    maml.test_inner_steps = 0
+    wanted = [maml.model(x, training=False) for x in X["query_x"]]
+    np.testing.assert_allclose(maml(X), wanted, rtol=1e-9)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
