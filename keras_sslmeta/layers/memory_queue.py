@@ -15,7 +15,8 @@ class MemoryQueue(keras.layers.Layer):
     a batch that reaches the last one goes on at the first, and no key is lost there (lightly's memory bank
     drops what does not fit). Order among the returned keys means nothing.
 
-    Keys are stored without gradient, in float32 (float64 under a float64 policy), the same on every
+    Keys that are not finite are left out, and what their places held stays. The others are stored without
+    gradient, in float32 (float64 under a float64 policy), the same on every
     replica. Places that have not been filled hold random unit vectors (MoCo), which serve as negatives.
     With labels, each such place has a label that is negative and smaller than all in this batch,
     so that it is never a positive of one of them; others may be negative too.
@@ -157,10 +158,18 @@ class MemoryQueue(keras.layers.Layer):
         dropped = tf.maximum(count - self.size, 0)
         enqueued = tf.convert_to_tensor(self.enqueued)
         places = (enqueued + tf.range(dropped, count))[:, None] % self.size
-        for variable, values in ((self.keys, keys), (self.labels, labels)):
-            if variable is not None:
-                before = tf.convert_to_tensor(variable)
-                variable.assign(tf.tensor_scatter_nd_update(before, places, values[dropped:]))
+        # A step that overflows half precision is skipped; its keys would make all later ones overflow.
+        is_sound = tf.reduce_all(tf.math.is_finite(keys), axis=1)[dropped:]
+        held = tf.convert_to_tensor(self.keys)
+        rows = tf.where(is_sound[:, None], keys[dropped:], tf.gather_nd(held, places))
+        self.keys.assign(tf.tensor_scatter_nd_update(held, places, rows))
+        if self.labels is not None:
+            held = tf.convert_to_tensor(self.labels)
+            # Places that nothing has filled hold no label yet.
+            was_filled = places[:, 0] < tf.minimum(enqueued, self.size)
+            before = tf.where(was_filled, tf.gather_nd(held, places), tf.int64.min)
+            rows = tf.where(is_sound, labels[dropped:], before)
+            self.labels.assign(tf.tensor_scatter_nd_update(held, places, rows))
         self.enqueued.assign(enqueued + count)
 
     def _check_number(self, keys):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_sslmeta.mechanisms import stateful_draws
+
 
 def check(augmentation, views) -> None:
     """Refuses what `make` cannot use."""
@@ -27,11 +29,15 @@ def check(augmentation, views) -> None:
             )
 
 
-def can_be_drawn_again(augmentation) -> bool:
-    """Whether all that it draws follows from states that Keras knows: it is made of layers."""
+def can_be_drawn_again(augmentation, samples, views: int) -> bool:
+    """Whether all that it draws follows from states that Keras knows: layers that draw by `keras.random`."""
     several = isinstance(augmentation, (list, tuple))
     augmentations = augmentation if several else [augmentation]
-    return all(isinstance(augment, keras.layers.Layer) for augment in augmentations)
+    if not all(isinstance(augment, keras.layers.Layer) for augment in augmentations):
+        return False
+    specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), samples)
+    traced = tf.function(lambda x: make(x, augmentation, views), autograph=False)
+    return not stateful_draws.of(traced.get_concrete_function(specs).graph)
 
 
 def make(samples, augmentation: "Callable | list[Callable] | tuple[Callable, ...]", views: int):

@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_sslmeta.mechanisms import stateful_draws
 from keras_sslmeta.mechanisms.state_recorder import StateRecorder, holds
 
 
@@ -33,6 +34,9 @@ class GradientCache:
         call: from samples to the embeddings that the loss needs, `(samples, …)`, in training mode.
         x: the batch, a nest of tensors `(batch, …)`.
         size: samples a part; the last part may hold fewer.
+
+    Raises:
+        ValueError: if the model draws random numbers that cannot be drawn again.
     """
 
     def __init__(self, model: keras.Model, call: Callable[[Any], tf.Tensor], x: Any, size: int):
@@ -41,7 +45,7 @@ class GradientCache:
             layer for layer in model._flatten_layers() if getattr(layer, "synchronized", False)
         ]
         self.trained = list(model.trainable_variables)
-        self.spec, recorder = self._traced()
+        self.spec, recorder = self._traced(model)
         self.moved = [v for v in recorder.assigned if not holds(self.trained, v)]
         self.fixed = [v for v in recorder.read if not holds([*self.trained, *self.moved], v)]
         # Tensors: variables that a loop captures would be in the way of distribution.
@@ -50,6 +54,7 @@ class GradientCache:
         rows = keras.tree.flatten(x)[0]
         self.rows = rows.shape[0] if rows.shape[0] is not None else tf.shape(rows)[0]
         # An empty share is one part, of no samples.
+        self.known_rows = rows.shape[0]
         self.parts = (self.rows + size - 1) // size
         if isinstance(self.parts, int):
             self.parts = max(self.parts, 1)
@@ -146,7 +151,7 @@ class GradientCache:
             return tf.ensure_shape(part, [self.size, *x.shape[1:]])
         return x[k * self.size : tf.minimum((k + 1) * self.size, self.rows)]
 
-    def _traced(self):
+    def _traced(self, model):
         """What a pass gives and touches: traced once, and not run."""
         found: list[Any] = []
 
@@ -158,7 +163,14 @@ class GradientCache:
         specs = [
             tf.TensorSpec([self.size, *x.shape[1:]], x.dtype) for x in keras.tree.flatten(self.x)
         ]
-        tf.function(one_pass, autograph=False).get_concrete_function(*specs)
+        traced = tf.function(one_pass, autograph=False).get_concrete_function(*specs)
+        draws = stateful_draws.of(traced.graph)
+        if draws:
+            raise ValueError(
+                "A part of a batch runs twice, and layers must draw the same both times: use `keras.random` "
+                "with a `keras.random.SeedGenerator` in them, in place of `tf.random`. "
+                f"Received: {type(model).__name__} with the operations {', '.join(draws)}"
+            )
         z, recorder = found
         return tf.TensorSpec([None, *z.shape[1:]], z.dtype), recorder
 

@@ -21,12 +21,13 @@ class MomentumCopy(keras.layers.Layer):
     network is. The averages begin equal to the weights, get no gradient, are the same on every replica,
     and are saved with the model that holds this layer. Of weights in half precision they are float32.
 
-    **What is averaged**: all weights that layers made to be trained, also those that are frozen now, whose
-    averages stay what they are, to the bit. **What is not**: the rest is the network's own, as it is at the
-    time of the call. The moving statistics of batch normalisation are thus those of the network, as if
-    they were copied after every step (the authors' code of PsCo does that). In training, batch
-    normalisation uses the statistics of the batch that the copy sees, as in MoCo and BYOL, and these
-    move nothing. Dropout draws on from the network's random state.
+    **What is averaged**: all weights that layers made to be trained, also those that are frozen now: the
+    averages of weights that were never trained stay equal to them, to the bit. Weights that are loaded into
+    the network afterwards leave the averages where they were: load first. **What is not**: the rest is the
+    network's own, as it is at the time of the call. The moving statistics of batch normalisation are thus
+    those of the network, as if they were copied after every step (the authors' code of PsCo does that). In
+    training, batch normalisation uses the statistics of the batch that the copy sees, as in MoCo and BYOL,
+    and these move nothing. Dropout draws on from the network's random state.
 
     Losses that layers add (activity regularisers) are those of the network's own call: none is added here.
 

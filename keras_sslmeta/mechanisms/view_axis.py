@@ -19,10 +19,19 @@ def count(views) -> int:
 
 def require(model, views, number: int) -> None:
     """Refuses any other number of views than a method is made for."""
-    if count(views) != number:
+    _refuse_other_than(model, count(views), number)
+
+
+def require_to_make(model, number: int) -> None:
+    """As `require`, of the number that the model's augmentation is to make."""
+    _refuse_other_than(model, model.views, number)
+
+
+def _refuse_other_than(model, given, number):
+    if given != number:
         raise ValueError(
             f"{type(model).__name__} takes {number} views of each sample, on axis 1. "
-            f"Received: {count(views)} views"
+            f"Received: {given} views"
         )
 
 

@@ -1,10 +1,10 @@
 """The training settings of the papers, one call each: optimizer, schedules, augmentation.
 
 A learning rate is in proportion to the batch, as in the papers, and schedules run over the epochs that
-are asked for; a warm-up takes at most a tenth of them. The decay of SGD in the papers goes through its
-momentum of 0.9; ours does not, and is ten times the number named here, which is as strong. What a paper
-sets for ImageNet and a ResNet-50 is a start for other data, and no more. Settings that belong to a
-method's class (temperature, queue, heads) are its defaults there.
+are asked for; a warm-up takes at most a tenth of them (MoCo v3's: 40 of 300). The decay of SGD in the
+papers goes through its momentum of 0.9; ours does not, and is ten times the number named here, which is as
+strong. What a paper sets for ImageNet and a ResNet-50 is a start for other data, and no more. Settings that
+belong to a method's class (temperature, queue, heads) are its defaults there.
 """
 
 from collections.abc import Sequence
@@ -183,7 +183,7 @@ def moco_v3(
     run = Run(samples, batch_size, epochs)
     settings = {"crop_scale": (0.08, 1.0)} | _blur(image_size, 1.0, 0.1) | augmentation
     return run.recipe(
-        AdamW(run.cosine(1.5e-4, warmup_epochs=40), weight_decay=0.1),
+        AdamW(run.cosine(1.5e-4, warmup_epochs=40, longest=40 / 300), weight_decay=0.1),
         augmentation=layers.BYOLAugmentation.pair(image_size, **settings),
         momentum=CosineSchedule(0.99, 1.0, run.steps),
     )

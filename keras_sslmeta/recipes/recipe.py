@@ -61,18 +61,24 @@ class Run:
         return self.steps_per_epoch * self.epochs
 
     def cosine(
-        self, rate: float, per: int = 256, warmup_epochs: int = 0, end: float = 0.0
+        self,
+        rate: float,
+        per: int = 256,
+        warmup_epochs: int = 0,
+        end: float = 0.0,
+        longest: float = 0.1,
     ) -> keras.optimizers.schedules.LearningRateSchedule:
         """A rate in proportion to the batch, after a linear warm-up, along half a cosine.
 
         Args:
             rate: for a batch of `per`.
             per: that batch. Defaults to 256.
-            warmup_epochs: of which at most a tenth of the epochs are kept, in short runs. Defaults to 0.
+            warmup_epochs: cut in short runs. Defaults to 0.
             end: the last rate, as a part of the largest. Defaults to 0.
+            longest: largest part of all steps that warm-up may take. Defaults to a tenth.
         """
         largest = rate * self.batch_size / per
-        warmup = min(warmup_epochs * self.steps_per_epoch, max(1, self.steps // 10))
+        warmup = min(warmup_epochs * self.steps_per_epoch, max(1, int(self.steps * longest)))
         if not warmup_epochs:
             return keras.optimizers.schedules.CosineDecay(largest, self.steps, alpha=end)
         return keras.optimizers.schedules.CosineDecay(

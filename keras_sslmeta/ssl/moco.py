@@ -88,7 +88,13 @@ class MoCo(Queued, MomentumModel):
         shuffle: bool = True,
         **kwargs,
     ):
+        if kwargs.get("predictor") is not None:
+            raise ValueError(
+                "MoCo has no predictor; MoCoV3 has one. "
+                f"Received: predictor={kwargs['predictor']!r}"
+            )
         super().__init__(encoder, augmentation, projector, momentum=momentum, **kwargs)
+        view_axis.require_to_make(self, 2)
         self.queue_size = arguments.count("queue_size", queue_size)
         self.shuffle = bool(shuffle)
         self.build_where_known()

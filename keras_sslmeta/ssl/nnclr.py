@@ -86,6 +86,7 @@ class NNCLR(Queued, PredictionModel):
         **kwargs,
     ):
         super().__init__(encoder, augmentation, projector, predictor, **kwargs)
+        view_axis.require_to_make(self, 2)
         self.queue_size = arguments.count("queue_size", queue_size)
         self.build_where_known()
 

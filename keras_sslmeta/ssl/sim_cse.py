@@ -69,6 +69,11 @@ class SimCSE(TwoViewModel):
     def __init__(self, encoder, augmentation=None, projector=None, views: int = 2, **kwargs):
         augmentation = keras.layers.Identity(name="twice") if augmentation is None else augmentation
         super().__init__(encoder, augmentation, projector, views, **kwargs)
+        if self.views != 2:
+            raise ValueError(
+                "`views` must be 2: a third view of a sentence would be its hard negative. Triplets that "
+                f"come ready-made, (batch, 3, …), need no argument. Received: views={views}"
+            )
         self.build_where_known()
 
     def default_loss(self) -> keras.losses.Loss:

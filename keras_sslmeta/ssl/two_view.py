@@ -270,7 +270,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         values = [self.loss(y_true, y_pred, sample_weight) for y_true, y_pred in pairs]
         total = tf.add_n(values) * tf.cast(factor / len(pairs), values[0].dtype)
         for more in self.losses:
-            total += tf.cast(more, total.dtype) / cross_replica.count()
+            total += tf.cast(tf.reduce_sum(more), total.dtype) / cross_replica.count()
         return total
 
     def check_batch(self, samples: "int | None") -> None:
@@ -302,11 +302,15 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         """Keras's step by gradient caching."""
         x = keras.tree.map_structure(tf.convert_to_tensor, x)  # Run eagerly, it may be NumPy's.
         samples = tf.shape(keras.tree.flatten(x)[0])[0]
-        if self.augmentation is not None and not augmented_views.can_be_drawn_again(
-            self.augmentation
-        ):
+        if not self._can_be_made_again(x):
             x = self.views_of(x)
         parts = GradientCache(self, lambda x: self(x, training=True), x, size)
+        if self.jit_compile and not parts.are_equal:
+            raise ValueError(
+                "`micro_batch_size` under `jit_compile=True` must divide batches whose size is known: use a "
+                "dataset with `batch(..., drop_remainder=True)`, or leave `jit_compile` out. "
+                f"Received: micro_batch_size={size} and batches of {parts.known_rows} samples"
+            )
         embeddings, added = parts.forward()
         trained = parts.trained
         with tf.GradientTape() as tape:
@@ -327,6 +331,13 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         ]
         self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
         return self.compute_metrics(x, y, embeddings, sample_weight=sample_weight)
+
+    def _can_be_made_again(self, x):
+        """Whether views are made within a part's pass, and once more in its second: at a part's memory."""
+        x = byte_images.as_the_model_takes_them(self.encoder, x)
+        return self._are_views(x) or augmented_views.can_be_drawn_again(
+            self.augmentation, x, self.views
+        )
 
     def predict_step(self, data):
         """The encoder's features of plain samples."""
@@ -362,8 +373,10 @@ def check_layers(**layers) -> None:
 
 def _refuse_a_pair_of_views(x, y):
     """Which would pass as samples and labels."""
-    are_tensors = tf.is_tensor(x) and tf.is_tensor(y)
-    if are_tensors and (y.shape.rank or 0) > 2 and y.shape[1:].as_list() == x.shape[1:].as_list():
+    are_tensors = tf.is_tensor(x) and tf.is_tensor(y) and (y.shape.rank or 0) > 1
+    are_alike = are_tensors and y.shape[1:].as_list() == x.shape[1:].as_list()
+    # A column may be labels.
+    if are_alike and (y.shape.rank > 2 or (y.dtype.is_floating and (y.shape[1] or 2) > 1)):
         raise ValueError(
             "A dataset of (view_1, view_2) is read as samples and labels: stack the views on "
             "axis 1, `tf.stack([view_1, view_2], axis=1)`. "

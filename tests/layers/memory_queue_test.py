@@ -162,6 +162,25 @@ def test_more_keys_than_places():
     enqueue(keys(5))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_keys_that_are_not_finite_are_left_out(bad):
+    """With their labels, and also in places that nothing has filled."""
+    queue = MemoryQueue(4, normalize=False)
+    first, second = keys(2), keys(4, seed=1)
+    first[1, 0] = bad
+    queue(first, labels=np.array([5, 6]), training=True)
+    held, labels = (np.asarray(x) for x in queue(first, labels=np.array([5, 6])))
+    assert np.isfinite(held).all() and int(queue.filled) == 2
+    np.testing.assert_allclose(held[0], first[0])
+    np.testing.assert_allclose(np.linalg.norm(held[1:], axis=1), 1, rtol=1e-6)  # As initialised.
+    assert labels[0] == 5 and (labels[1:] < 0).all()
+    second[2, 1] = bad  # Which would go to the first place.
+    queue(second, labels=np.array([1, 2, 3, 4]), training=True)
+    held, labels = (np.asarray(x) for x in queue(second, labels=np.array([1, 2, 3, 4])))
+    np.testing.assert_allclose(held, [first[0], second[3], second[0], second[1]])
+    assert labels.tolist() == [5, 4, 1, 2]
+
+
 def test_xla_keeps_the_last_keys():
     queue = MemoryQueue(5, normalize=False)
     queue.build((None, 3))

@@ -117,3 +117,13 @@ def test_refused():
         recipes.sim_clr(0)
     with pytest.raises(ValueError, match="`batch_size` must"):
         recipes.byol(100, batch_size=2.5)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_at_the_papers_own_length_warm_up_is_the_papers(name):
+    recipe = getattr(recipes, name)(51_200)
+    warmup = RATES[name][1]
+    steps_per_epoch = recipe.steps // recipe.fit["epochs"]
+    rate = recipe.compile["optimizer"]._learning_rate
+    peak = warmup * steps_per_epoch
+    assert all(float(rate(peak)) > float(rate(k)) for k in (peak - 1, peak + 50) if k >= 0)

@@ -336,6 +336,44 @@ def test_more_than_two_views(name):
 # ------------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_vector_that_a_layer_adds_to_the_loss_counts_once(name):
+    """As Keras sums it: zeros change nothing."""
+
+    class Zeros(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(0.0 * keras.ops.mean(x, axis=-1))
+            return x
+
+    plain, other = METHODS[name](), METHODS[name]()
+    model = type(other).from_config({**other.get_config(), "encoder": encoder(Zeros())})
+    for one in (plain, model):
+        one.compile(keras.optimizers.SGD(0.1))
+    labels = LABELS if name == "SupCon" else None
+    model.set_weights(plain.get_weights())
+    for one in (plain, model):
+        one.train_on_batch(VIEWS, labels)
+    for a, b in zip(plain.trainable_variables, model.trainable_variables, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_one_overflow_does_not_stay_in_the_queue():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = ksm.MoCo(
+            keras.Sequential([keras.Input((6,)), keras.layers.Dense(8)]),
+            projector=keras.layers.Dense(5),
+            queue_size=48,
+        )
+        model.compile(keras.optimizers.SGD(0.01))
+        views = VIEWS.copy()
+        views[0] = 7e4  # Too much for half precision.
+        assert not np.isfinite(model.train_on_batch(views))
+        assert np.isfinite(model.train_on_batch(VIEWS))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.mark.parametrize("name", ["MoCo", "NNCLR"])
 def test_a_queue_smaller_than_the_batch_is_refused(name):
     model = compiled(METHODS[name]())
@@ -375,6 +413,10 @@ def test_other_than_two_views_are_refused(name):
             "`encoder` must give a feature vector",
         ),
         (lambda: ksm.SimCLR(encoder(), micro_batch_size=0), "`micro_batch_size` must"),
+        (lambda: ksm.SimCSE(encoder(), views=3), "`views` must be 2: .* views=3"),
+        (lambda: ksm.MoCo(encoder(), predictor=layers.Dense(5)), "MoCo has no predictor"),
+        (lambda: ksm.MoCo(encoder(), views=3), "MoCo takes 2 views .* 3 views"),
+        (lambda: ksm.NNCLR(encoder(), views=3), "NNCLR takes 2 views .* 3 views"),
     ],
 )
 def test_refused_by_the_constructor(build, message):

@@ -191,3 +191,56 @@ def test_a_part_larger_than_the_batch_is_refused():
     model = ksm.SimCLR(encoder(), projector=head(), micro_batch_size=8)
     model.compile(keras.optimizers.SGD(0.1))
     model.fit(VIEWS, batch_size=9, verbose=0)
+
+
+class TensorFlowNoise(layers.Layer):
+    """Draws what Keras cannot draw again."""
+
+    def call(self, x):
+        return x + tf.random.normal(tf.shape(x), stddev=0.5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_layer_that_keras_cannot_draw_again_draws_beforehand(nested):
+    """The step is that of the views that the loss saw: one set of views, for both passes."""
+    augmentation = TensorFlowNoise()
+    if nested:
+        augmentation = keras.Sequential([layers.GaussianNoise(0.1), augmentation])
+    seen = []
+
+    class Recorded(ksm.SimCLR):
+        def project_views(self, inputs):
+            assert inputs.shape.rank == 3  # Ready-made here: no part makes its own.
+            return super().project_views(inputs)
+
+        def views_of(self, inputs):
+            views = super().views_of(inputs)
+            seen.append(views) if not self._are_views(inputs) else None
+            return views
+
+    model = Recorded(encoder(), augmentation, head(), micro_batch_size=5)
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    start = [w.numpy() for w in model.trainable_variables]
+    model.train_on_batch(VIEWS[:, 0])
+    (views,) = seen
+    other = made("SimCLR")
+    other.compile(keras.optimizers.SGD(0.1))
+    for variable, value in zip(other.trainable_variables, start, strict=True):
+        variable.assign(value)
+    other.train_on_batch(views)
+    assert_equal(model.get_weights(), other.get_weights())
+
+
+def test_an_encoder_that_cannot_draw_again_is_refused():
+    model = ksm.SimCLR(encoder(TensorFlowNoise()), projector=head(), micro_batch_size=5)
+    model.compile(keras.optimizers.SGD(0.1))
+    with pytest.raises(ValueError, match=r"use `keras.random`.*RandomStandardNormal"):
+        model.fit(VIEWS, batch_size=12, verbose=0)
+
+
+@pytest.mark.parametrize("data", [VIEWS, VIEWS[:11]])
+def test_xla_and_parts_of_unknown_batches_are_refused(data):
+    model = made("SimCLR", micro_batch_size=4)
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
+    with pytest.raises(ValueError, match="drop_remainder=True"):
+        model.fit(tf.data.Dataset.from_tensor_slices(data).batch(12), verbose=0)

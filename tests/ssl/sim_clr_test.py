@@ -9,6 +9,11 @@ from keras_sslmeta import SimCLR
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(32, 8, 8, 1)).astype("float32")
 VIEWS = RNG.uniform(size=(32, 2, 8, 8, 1)).astype("float32")
+TABLE = IMAGES[:, 0, :, 0]
+
+
+def table_encoder():
+    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
 
 
 def small_encoder(*layers):
@@ -314,6 +319,11 @@ def two_outputs():
         (
             lambda: SimCLR(small_encoder(), augmentation=keras.layers.RandomFlip()),
             tf.data.Dataset.from_tensor_slices((IMAGES, IMAGES)).batch(8),
+            r"stack the views on axis 1",
+        ),
+        (
+            lambda: SimCLR(table_encoder(), augmentation=keras.layers.GaussianNoise(0.1)),
+            tf.data.Dataset.from_tensor_slices((TABLE, TABLE)).batch(8),
             r"stack the views on axis 1",
         ),
     ],
