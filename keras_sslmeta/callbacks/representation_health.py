@@ -34,7 +34,8 @@ class RepresentationHealth(EncoderProbe):
 
     The views are the same at every measurement, so that a change is the encoder's. The model's own
     augmentation draws them, without its random state moving on: the training is the same to the bit
-    with the probe and without. A measurement costs the encoding of `n · views` samples and, on the CPU,
+    with the probe and without; under XLA, but for what `tf.random` draws, whose state nothing there can set
+    back. A measurement costs the encoding of `n · views` samples and, on the CPU,
     eigenvalues of matrices of `dim × dim`, which count from a thousand dimensions on. Bound it by
     `every` and by the samples that you pass; RankMe and LiDAR reach their whole range where these are
     several times as many as the dimensions.

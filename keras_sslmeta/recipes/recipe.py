@@ -24,6 +24,8 @@ class Recipe:
         compile: arguments of `compile`: the optimizer. Losses are the methods' own.
         fit: arguments of `fit`: batch size and epochs.
         steps: number of steps in all, over which schedules run.
+
+    A recipe is for one model: its optimizer keeps that model's state, and its augmentation a random one.
     """
 
     model: dict[str, Any]

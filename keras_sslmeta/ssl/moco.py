@@ -53,7 +53,8 @@ class MoCo(Queued, MomentumModel):
 
     Raises:
         ValueError: as in `TwoViewModel`; if `momentum` or `queue_size` is not as above; if there are other
-            than two views; if a batch holds more samples than the queue.
+            than two views; if a batch holds more samples than the queue. Under XLA, Keras's default on a GPU,
+            a batch whose size is not known beforehand is not refused: its last `queue_size` keys are kept.
 
     Example:
 

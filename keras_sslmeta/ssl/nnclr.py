@@ -52,7 +52,8 @@ class NNCLR(Queued, PredictionModel):
     Raises:
         ValueError: as in `TwoViewModel`; if `predictor` gives other dimensions than `projector`; if
             `queue_size` is not a positive integer; if there are other than two views; if a batch holds more
-            samples than the queue.
+            samples than the queue. Under XLA, Keras's default on a GPU, a batch whose size is not known
+            beforehand is not refused: its last `queue_size` projections are kept.
 
     Example:
 

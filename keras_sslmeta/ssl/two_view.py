@@ -342,9 +342,13 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
     def predict_step(self, data):
         """The encoder's features of plain samples."""
         samples, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self.encoder(
-            byte_images.as_the_model_takes_them(self.encoder, samples), training=False
-        )
+        samples = byte_images.as_the_model_takes_them(self.encoder, samples)
+        if encoder_shapes.sample_shapes(self.encoder) is not None and self._are_views(samples):
+            raise ValueError(
+                "`predict` gives the features of plain samples: pass one view of each, such as `views[:, 0]`. "
+                f"Received: shape={_shapes(samples)}"
+            )
+        return self.encoder(samples, training=False)
 
     def get_config(self):
         return {

@@ -26,7 +26,7 @@ def classifier():
         [keras.Input((4,)), keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)]
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.5), loss=loss)
+    model.compile(keras.optimizers.SGD(0.5), loss=loss, jit_compile=False)  # XLA logs its start.
     return model
 
 

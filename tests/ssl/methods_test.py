@@ -381,6 +381,7 @@ def test_a_queue_smaller_than_the_batch_is_refused(name):
     with pytest.raises(ValueError, match=r"`queue_size` must .* queue_size=16 and 32 samples"):
         model.fit(views, batch_size=32, verbose=0)
     dataset = tf.data.Dataset.from_tensor_slices(views).batch(32)  # Of unknown size.
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=False)  # XLA would keep the last 16.
     with pytest.raises(ValueError, match="`queue_size` must"):
         model.fit(dataset, verbose=0)
     model.fit(views, batch_size=12, verbose=0)  # A last batch that goes round the end.

@@ -403,6 +403,13 @@ def test_a_subclassed_encoder_of_several_inputs():
     assert np.isfinite(fit(SimCLR(Two()), x)[0])
 
 
+def test_predict_refuses_views():
+    model = SimCLR(small_encoder())
+    model.compile()
+    with pytest.raises(ValueError, match=r"`predict` gives .* of plain samples.*32, 2, 8, 8, 1"):
+        model.predict(VIEWS, batch_size=32, verbose=0)
+
+
 def test_predict_takes_bytes_where_fit_does():
     pixels = (255 * IMAGES).astype("uint8")
 
