@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import stateful_draws
+from keras_sslmeta.mechanisms.state_recorder import StateRecorder
 
 
 def check(augmentation, views) -> None:
@@ -36,8 +37,13 @@ def can_be_drawn_again(augmentation, samples, views: int) -> bool:
     if not all(isinstance(augment, keras.layers.Layer) for augment in augmentations):
         return False
     specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), samples)
-    traced = tf.function(lambda x: make(x, augmentation, views), autograph=False)
-    return not stateful_draws.of(traced.get_concrete_function(specs).graph)
+
+    def draw(x):
+        with StateRecorder():  # Traced and never run: nothing is assigned to.
+            return make(x, augmentation, views)
+
+    traced = tf.function(draw, autograph=False).get_concrete_function(specs)
+    return not stateful_draws.of(traced.graph)
 
 
 def make(samples, augmentation: "Callable | list[Callable] | tuple[Callable, ...]", views: int):

@@ -23,9 +23,8 @@ from keras_sslmeta.mechanisms.stateless_network import StatelessNetwork
 from keras_sslmeta.mechanisms.task_loss import TaskLoss
 from keras_sslmeta.meta.meta_step import MetaStep
 
-_SETTLED_AFTER = (
-    200  # Steps of meta-training; moving statistics of 0.99 follow within some fifty at first.
-)
+# Steps of meta-training: by then moving statistics, which follow fast at first, are near what they follow.
+_SETTLED_AFTER = 200
 
 
 class AdaptingModel(MetaStep):

@@ -345,7 +345,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         samples = byte_images.as_the_model_takes_them(self.encoder, samples)
         if encoder_shapes.sample_shapes(self.encoder) is not None and self._are_views(samples):
             raise ValueError(
-                "`predict` gives the features of plain samples: pass one view of each, such as `views[:, 0]`. "
+                "`predict` gives the features of plain samples: pass one view of each, `views[:, 0]`. "
                 f"Received: shape={_shapes(samples)}"
             )
         return self.encoder(samples, training=False)
