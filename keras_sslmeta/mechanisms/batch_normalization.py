@@ -26,6 +26,20 @@ def applies(layer: "keras.layers.BatchNormalization", inputs, mask) -> bool:
     )
 
 
+def in_training(layer: "keras.layers.BatchNormalization", inputs: tf.Tensor) -> tf.Tensor:
+    """What the layer does in training, its moving statistics included, where it `applies`."""
+    scale, shift = (
+        None if v is None else tf.cast(v, inputs.dtype) for v in (layer.gamma, layer.beta)
+    )
+    outputs, *statistics = normalized(inputs, scale, shift, layer.epsilon)
+    momentum = layer.momentum
+    for moving, value in zip((layer.moving_mean, layer.moving_variance), statistics, strict=True):
+        if momentum:
+            value = momentum * tf.cast(moving, value.dtype) + (1 - momentum) * value
+        moving.assign(value)
+    return tf.cast(outputs, layer.compute_dtype)
+
+
 def normalized(x: tf.Tensor, scale, shift, epsilon: float):
     """`x` normalised over all axes but the last, and the statistics it was normalised by.
 

@@ -203,15 +203,7 @@ def _with_training(layer, by_batch, through_statistics):
     def fixed(inputs, **kwargs):
         in_closed_form = by_batch and not through_statistics
         if in_closed_form and batch_normalization.applies(layer, inputs, kwargs.get("mask")):
-            scale, shift = (
-                None if v is None else tf.cast(v, inputs.dtype) for v in (layer.gamma, layer.beta)
-            )
-            outputs, mean, variance = batch_normalization.normalized(
-                inputs, scale, shift, layer.epsilon
-            )
-            layer.moving_mean.assign(mean)
-            layer.moving_variance.assign(variance)
-            return tf.cast(outputs, layer.compute_dtype)
+            return batch_normalization.in_training(layer, inputs)
         if layer._call_has_training_arg:
             kwargs["training"] = by_batch
         return call(layer, inputs, **kwargs)

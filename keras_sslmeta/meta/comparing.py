@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import byte_images, cross_replica, model_copy
+from keras_sslmeta.mechanisms import byte_images, cross_replica, fused_normalization, model_copy
 from keras_sslmeta.mechanisms.task_loss import TaskLoss
 from keras_sslmeta.meta.episodic import (
     EpisodicModel,
@@ -189,7 +189,8 @@ class ComparingModel(EpisodicModel):
                 "`encoder` must have trainable weights for `fit`; every layer of it is frozen or has "
                 f"none. Received: {self.model!r}"
             )
-        return super().train_step(self._checked(data))
+        with fused_normalization.of(self):
+            return super().train_step(self._checked(data))
 
     def test_step(self, data):
         return super().test_step(self._checked(data))

@@ -12,6 +12,7 @@ from keras_sslmeta.mechanisms import (
     byte_images,
     cross_replica,
     encoder_shapes,
+    fused_normalization,
     view_axis,
 )
 from keras_sslmeta.mechanisms.custom_compile import CustomCompile
@@ -291,10 +292,11 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         _refuse_a_pair_of_views(x, y)
         before = tf.convert_to_tensor(self.optimizer.iterations)
-        if self.micro_batch_size is None:
-            logs = super().train_step(data)
-        else:
-            logs = reducible(self._step_in_parts(x, y, sample_weight, self.micro_batch_size))
+        with fused_normalization.of(self):
+            if self.micro_batch_size is None:
+                logs = super().train_step(data)
+            else:
+                logs = reducible(self._step_in_parts(x, y, sample_weight, self.micro_batch_size))
         self.after_step(tf.convert_to_tensor(self.optimizer.iterations) > before)
         return logs
 
