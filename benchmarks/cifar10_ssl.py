@@ -41,8 +41,8 @@ parser = argparse.ArgumentParser(
 parser.add_argument("--data_dir", help="where TFDS keeps its data sets")
 parser.add_argument("--download", action="store_true", help="let TFDS download CIFAR-10")
 parser.add_argument("--recipe", choices=("short", "long"), default="short")
-parser.add_argument("--methods", nargs="+", help="which (all)")
-parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+parser.add_argument("--methods", nargs="+", help="such as SimCLR BYOL MoCo (all)")
+parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(0)")
 parser.add_argument("--epochs", type=int, help="of pretraining (12; 200)")
 parser.add_argument("--batch", type=int, help="(256; 128)")
 parser.add_argument("--train_size", type=int, help="training images (all)")
@@ -50,7 +50,12 @@ parser.add_argument("--test_size", type=int, help="test images (all)")
 parser.add_argument("--stop_after", type=int, help="epochs of this call a run; it can go on later")
 parser.add_argument("--k", type=int, default=200, help="neighbours (200)")
 parser.add_argument("--policy", default="float32", help="dtype policy, such as mixed_float16")
-parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("cifar10_runs"))
+parser.add_argument(
+    "--work",
+    type=pathlib.Path,
+    default=pathlib.Path("cifar10_runs"),
+    help="what runs save, and table and picture (cifar10_runs)",
+)
 parser.add_argument("--table", action="store_true", help="train nothing, only show what is done")
 arguments = parser.parse_args()
 
@@ -224,6 +229,7 @@ def show():
     records = [json.loads(path.read_text()) for path in paths if path.stem != "cifar10_ssl"]
     records = [record for record in records if "hits" in record]
     if not records:
+        print(f"No run is finished in {arguments.work} yet.")
         return
     order = [*BASELINES, *METHODS]
     records.sort(key=lambda r: (order.index(r["method"]), r["seed"]))
@@ -296,12 +302,12 @@ def draw(table, path):
 
 def main():
     keras.mixed_precision.set_dtype_policy(arguments.policy)
-    arguments.work.mkdir(parents=True, exist_ok=True)
     unknown = set(arguments.methods or ()) - METHODS.keys()
     if unknown:
         raise SystemExit(f"--methods must be of {', '.join(METHODS)}. Received: {sorted(unknown)}")
     if not arguments.table:
         data = cifar10()
+        arguments.work.mkdir(parents=True, exist_ok=True)
         setting = setting_of(data)
         for seed in arguments.seeds:
             measure_baselines(data, setting, seed)

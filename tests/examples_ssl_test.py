@@ -1,4 +1,4 @@
-"""The example of text runs at a tiny size, and writes what it says."""
+"""The examples of text and of speech run at a tiny size, and write what they say."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CLINC150 = ROOT.parent / "shared" / "data" / "text" / "clinc150"
+DATA = ROOT.parent / "shared" / "data"
+CLINC150 = DATA / "text" / "clinc150"
 
 
 def run(folder, script, *arguments):
@@ -65,3 +66,39 @@ def test_simcse_text_says_what_it_lacks(tmp_path):
     done = run(tmp_path, "simcse_text.py", "--data_dir", str(tmp_path))
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "no data_full.json" in done.stderr and "--download" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (DATA / "tfds" / "spoken_digit").exists(), reason="needs spoken_digit beside the checkout"
+)
+def test_simclr_speech(tmp_path):
+    tiny = ("--seeds", "0", "--epochs", "8", "--width", "8", "--episodes", "30")
+    done = run(tmp_path, "simclr_speech.py", "--data_dir", str(DATA / "tfds"), *tiny)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "simclr_speech.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "simclr_speech.json").read_text())
+    titles = {"log-mel", "untrained encoder", "SimCLR"}
+    columns = {"10-way 1-shot", "10-way 5-shot", "kNN", "linear"}
+    assert found["accuracy"].keys() == titles
+    for rows in found["accuracy"].values():
+        assert rows.keys() == {"all", "theo", "yweweler"}
+        for row in rows.values():
+            assert row.keys() == columns
+            for accuracy, half_interval in row.values():
+                assert 20 < accuracy <= 100 and 0 < half_interval < 8  # By chance: 10.
+        for column in columns:
+            of_speakers = [rows[speaker][column][0] for speaker in ("theo", "yweweler")]
+            assert rows["all"][column][0] == pytest.approx(sum(of_speakers) / 2, abs=0.02)
+    # A few epochs of a narrow encoder show already.
+    gain = found["simclr"]["over untrained encoder"]["10-way 5-shot"]
+    assert gain[0] > gain[1] > 0
+    assert "theo, yweweler for testing" in done.stdout and "SimCLR on 1500 clips" in done.stdout
+
+
+@pytest.mark.slow
+def test_simclr_speech_says_what_it_lacks(tmp_path):
+    done = run(tmp_path, "simclr_speech.py", "--data_dir", str(tmp_path))
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "spoken_digit is not in" in done.stderr and "--download" in done.stderr

@@ -21,8 +21,8 @@ def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
         Float32 features, all axes but the first flattened into one.
 
     Raises:
-        ValueError: if the encoder is not callable, or gives anything but one array with a row
-            a sample.
+        ValueError: if the encoder is not callable, takes samples of another rank, or gives anything but
+            one array with a row a sample.
     """
     x = np.asarray(x)
     if encoder is None:
@@ -33,6 +33,7 @@ def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
             f"themselves. Received: {encoder!r}"
         )
     if isinstance(encoder, keras.Model):
+        _check_rank(encoder, x)
         outputs = encoder.predict(x, batch_size=batch_size, verbose=0)
     else:
         batches = [encoder(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
@@ -78,6 +79,17 @@ def unit_length(features: np.ndarray) -> np.ndarray:
         scaled = features / np.where(largest == 0, 1, largest)
         norm = np.linalg.norm(scaled, axis=-1, keepdims=True)
         return scaled / np.where(norm == 0, 1, norm)
+
+
+def _check_rank(encoder: keras.Model, x: np.ndarray) -> None:
+    expected = getattr(encoder, "input_shape", None) if encoder.built else None
+    if not isinstance(expected, tuple) or any(isinstance(size, (list, tuple)) for size in expected):
+        return  # Several inputs, or a shape that only a call will tell.
+    if len(expected) != x.ndim:
+        raise ValueError(
+            f"Samples must be as the encoder takes them, {expected[1:]} each; a missing axis of channels is "
+            f"added by `x[..., None]`. Received: {x.shape[1:]}"
+        )
 
 
 def _check_one_array(outputs: Any) -> None:

@@ -17,7 +17,7 @@ _ROWS = 1024  # Compared at a time.
 
 
 def representation_health(
-    features: Any, alpha: float = 2.0, t: float = 2.0, lidar_delta: float = 1e-4
+    features: Any, *, alpha: float = 2.0, t: float = 2.0, lidar_delta: float = 1e-4
 ) -> RepresentationHealthResult:
     """Measures, without labels, whether a representation has collapsed, and how far.
 

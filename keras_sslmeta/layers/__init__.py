@@ -22,6 +22,7 @@ from keras_sslmeta.layers.random_scaling import RandomScaling
 from keras_sslmeta.layers.random_solarization import RandomSolarization
 from keras_sslmeta.layers.random_time_crop import RandomTimeCrop
 from keras_sslmeta.layers.random_time_shift import RandomTimeShift
+from keras_sslmeta.layers.random_time_warp import RandomTimeWarp
 from keras_sslmeta.layers.sample_augmentation import SampleAugmentation
 from keras_sslmeta.layers.sim_clr_augmentation import SimCLRAugmentation
 from keras_sslmeta.layers.spec_augment import SpecAugment
@@ -53,6 +54,7 @@ __all__ = [
     "RandomSolarization",
     "RandomTimeCrop",
     "RandomTimeShift",
+    "RandomTimeWarp",
     "SampleAugmentation",
     "SimCLRAugmentation",
     "SpecAugment",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.layers import image_arguments
+from keras_sslmeta.layers import image_arguments, time_axis
 from keras_sslmeta.layers.sample_augmentation import SampleAugmentation
 
 
@@ -24,7 +24,7 @@ class RandomTimeCrop(SampleAugmentation):
         **kwargs: Keras's own, such as `name` and `dtype`.
 
     Call arguments:
-        inputs: series, `(batch, time, channels)`.
+        inputs: series, `(batch, time, channels)`, or spectrograms, `(batch, time, frequency, channels)`.
 
     Returns:
         As the inputs, in the layer's compute dtype.
@@ -45,8 +45,8 @@ class RandomTimeCrop(SampleAugmentation):
         Monitoring, section 3 (cropping). https://arxiv.org/abs/1706.00527
     """
 
-    ranks = (3,)
-    axes = "(batch, time, channels)"
+    ranks = (3, 4)
+    axes = "(batch, time, channels) or (batch, time, frequency, channels)"
 
     def __init__(self, scale: Sequence[float] = (0.5, 1.0), seed: int | None = None, **kwargs):
         self.scale = image_arguments.positive_range("scale", scale, maximum=1.0)
@@ -54,19 +54,12 @@ class RandomTimeCrop(SampleAugmentation):
 
     def augment(self, series: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         scale_seed, place_seed = self.split(seed)
-        batch, time, _ = tf.unstack(tf.shape(series))
+        batch, time = tf.unstack(tf.shape(series)[:2])
         last = tf.cast(time - 1, series.dtype)
         fraction = self.uniform(scale_seed, [batch, 1], *self.scale, series.dtype)
         start = (1.0 - fraction) * last * self.uniform(place_seed, [batch, 1], dtype=series.dtype)
         moment = start + fraction * tf.range(last + 1.0)
-        before = tf.clip_by_value(tf.floor(moment), 0.0, last)
-        weight = (moment - before)[:, :, tf.newaxis]
-        index = tf.cast(before, tf.int32)
-        after = tf.minimum(index + 1, time - 1)
-        values, next_values = (
-            tf.gather(series, where, axis=1, batch_dims=1) for where in (index, after)
-        )
-        return values + weight * (next_values - values)
+        return time_axis.read_at(series, moment)
 
     def get_config(self):
         return {**super().get_config(), "scale": self.scale}

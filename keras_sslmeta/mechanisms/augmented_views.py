@@ -23,6 +23,11 @@ def check(augmentation, views) -> None:
             f"Received: {len(augmentation)} of them and views={views}"
         )
     for augment in augmentation if several else [augmentation]:
+        if inspect.isclass(augment):
+            raise ValueError(
+                f"`augmentation` must be a layer, not a class of them: write `{augment.__name__}(…)`. "
+                f"Received: {augment!r}"
+            )
         if not callable(augment):
             raise ValueError(
                 "`augmentation` must be a Keras layer or another callable, or a list of one a "
@@ -63,7 +68,15 @@ def make(samples, augmentation: "Callable | list[Callable] | tuple[Callable, ...
             "`augmentation` must give all views of a sample one shape. "
             f"Received: {', '.join(sorted(shapes))}"
         )
-    return keras.tree.map_structure(lambda *views: tf.stack(views, axis=1), *made)
+    return keras.tree.map_structure(_stacked, *made)
+
+
+def _stacked(*views):
+    """On axis 1; integers as floats where other views are."""
+    floats = [view.dtype for view in views if view.dtype.is_floating]
+    if floats:
+        views = tuple(v if v.dtype.is_floating else tf.cast(v, floats[0]) for v in views)
+    return tf.stack(views, axis=1)
 
 
 def _augment(augmentation, samples):
@@ -80,4 +93,22 @@ def _augment(augmentation, samples):
             "`augmentation` must make one view of each sample, of the same rank: it is called for "
             f"as many views as are wanted. Received: ranks {after} from samples of ranks {before}"
         )
-    return view
+    with tf.control_dependencies(_rows_are_kept(samples, view)):
+        return keras.tree.map_structure(tf.identity, view)
+
+
+def _rows_are_kept(samples, view):
+    """Refuses a batch taken for one sample: series with 3 channels look like an image. Checks to be run."""
+    checks = []
+    for before, after in zip(keras.tree.flatten(samples), keras.tree.flatten(view), strict=True):
+        if before.shape[0] == after.shape[0] and after.shape[0] is not None:
+            continue
+        message = (
+            "`augmentation` must make one view of each sample, and keep the batch axis. An augmentation for "
+            "images takes a batch of series with one or three channels for one image. "
+            f"Received: shape={tuple(after.shape)} from samples of shape={tuple(before.shape)}"
+        )
+        if after.shape[0] is not None:  # It is what it is, whatever the batch.
+            raise ValueError(message)
+        checks.append(tf.debugging.assert_equal(tf.shape(after)[0], tf.shape(before)[0], message))
+    return [check for check in checks if check is not None]

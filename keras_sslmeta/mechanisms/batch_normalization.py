@@ -6,17 +6,29 @@ With ``x̂ = (x − mean) / √(variance + ε)`` over the N entries of a channel
     y = γ x̂ + β          ∂/∂x: γ r P(v)          ∂/∂γ: Σ v x̂          ∂/∂β: Σ v
 
 for a cotangent v, where r = 1 / √(variance + ε). Differentiated op by op, the same takes several times as
-many passes over the data. In single precision value and first derivative are TensorFlow's fused kernels.
+many passes over the data. In single precision value and first derivative are TensorFlow's fused kernels,
+though not under XLA, whose variance is mean(x²) − mean(x)² and may come out negative.
 """
 
 import keras
 import tensorflow as tf
 
+from keras_sslmeta.mechanisms import xla
+
+
+def is_keras_own(layer: keras.layers.Layer) -> bool:
+    """Whether the layer normalises by batches as Keras does, its subclasses' own ways left out."""
+    plain = keras.layers.BatchNormalization
+    return isinstance(layer, plain) and all(
+        getattr(type(layer), name, None) is getattr(plain, name, None)
+        for name in ("call", "_moments")
+    )
+
 
 def applies(layer: "keras.layers.BatchNormalization", inputs, mask) -> bool:
     """Whether `normalized` does what the layer would do in training."""
     return (
-        type(layer).call is keras.layers.BatchNormalization.call
+        is_keras_own(layer)
         and layer.trainable
         and mask is None
         and not layer.renorm
@@ -55,7 +67,8 @@ def normalized(x: tf.Tensor, scale, shift, epsilon: float):
     scale = tf.ones([channels], x.dtype) if scale is None else scale
     shift = tf.zeros([channels], x.dtype) if shift is None else shift
     rows = x if len(x.shape) == 4 else tf.reshape(x, [-1, 1, 1, channels])
-    kernels = _Fused(epsilon) if x.dtype == tf.float32 else _Plain(epsilon)
+    is_fused = x.dtype == tf.float32 and not xla.is_compiling()
+    kernels = _Fused(epsilon) if is_fused else _Plain(epsilon)
     statistics = []
 
     @tf.custom_gradient
@@ -64,6 +77,7 @@ def normalized(x: tf.Tensor, scale, shift, epsilon: float):
         statistics.extend([mean, variance])
 
         def gradient(v):
+            v = tf.convert_to_tensor(v)  # Slices, from layers that gather.
             return _backward(kernels, kept, mean, variance, v, rows, scale)
 
         return y, gradient

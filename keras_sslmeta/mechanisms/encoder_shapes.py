@@ -3,16 +3,16 @@
 import keras
 
 
-def check(encoder):
+def check(encoder, name="encoder"):
     """Refuses what is not a model, or known to give other than one vector a sample."""
     if not isinstance(encoder, keras.Model):
         raise ValueError(
-            "`encoder` must be a keras.Model from a sample to a feature vector. "
+            f"`{name}` must be a keras.Model from a sample to a feature vector. "
             f"Received: {encoder!r} (of type {type(encoder).__name__})"
         )
     if encoder.built and sample_shapes(encoder) is not None:
         for shape in output_shapes(encoder):
-            _check_vector(shape)
+            _check_vector(shape, name)
 
 
 def check_features(features):
@@ -26,7 +26,7 @@ def check_features(features):
     _check_vector(tuple(features.shape))
 
 
-def _check_vector(shape):
+def _check_vector(shape, name="encoder"):
     axes = len(shape) - 2
     if axes == 0:
         return
@@ -36,7 +36,7 @@ def _check_vector(shape):
         else "Let it end in one vector a sample."
     )
     raise ValueError(
-        "`encoder` must give a feature vector for each sample, (batch, features). "
+        f"`{name}` must give a feature vector for each sample, (batch, features). "
         f"{remedy} Received: output shape={(None, *shape[1:])}"
     )
 

@@ -1,7 +1,7 @@
 """Keras's batch normalisation by TensorFlow's fused kernels, while a model trains.
 
-Keras normalises operation by operation. Where XLA does not fuse them, on CPUs above all, each is a pass over
-the data, and their derivatives are several more.
+Keras normalises operation by operation. Where XLA does not fuse them, as on CPUs, each is a pass over the
+data, and their derivatives are several more.
 """
 
 import collections
@@ -11,7 +11,7 @@ import threading
 import keras
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import batch_normalization, cross_replica
+from keras_sslmeta.mechanisms import batch_normalization, cross_replica, xla
 
 _LOCK = threading.Lock()
 _SCOPES: "collections.Counter[int]" = collections.Counter()  # Of a layer, by its id.
@@ -23,13 +23,10 @@ def of(model: keras.Model):
 
     Outputs, gradients and moving statistics are those of `keras.layers.BatchNormalization`, but for rounding.
     Layers that are synchronised among several replicas, renormalise, have a mask, another axis than the
-    last or a `call` of their own stay with Keras. Scopes may overlap, as those of replicas do.
+    last or a way of their own stay with Keras, and so do all under XLA, which fuses by itself. Scopes may
+    overlap, as those of replicas do.
     """
-    layers = [
-        layer
-        for layer in model._flatten_layers()
-        if type(layer).call is keras.layers.BatchNormalization.call
-    ]
+    layers = [layer for layer in model._flatten_layers() if batch_normalization.is_keras_own(layer)]
     with _LOCK:
         for layer in layers:
             if not _SCOPES[id(layer)] and "call" not in vars(layer):
@@ -56,7 +53,7 @@ class _Fused:
     def __call__(self, inputs, training=None, mask=None):
         layer = self.layer
         is_apart = not (layer.synchronized and cross_replica.count() > 1)
-        if training and is_apart and inputs.shape.rank is not None:
+        if training and is_apart and inputs.shape.rank and not xla.is_compiling():
             is_half = inputs.dtype in (tf.float16, tf.bfloat16)
             wide = tf.cast(inputs, tf.float32) if is_half else inputs
             if batch_normalization.applies(layer, wide, mask):

@@ -4,9 +4,8 @@ from numbers import Integral
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
-from keras_sslmeta.mechanisms import cross_replica
+from keras_sslmeta.mechanisms import cross_replica, xla
 
 
 def check(name: str, labels, batch: "int | None" = None) -> tf.Tensor:
@@ -95,7 +94,7 @@ def _as_int64(labels):
 
 def _refuse_xla():
     """XLA has no strings, and would say so only in its own words, at the first step."""
-    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+    if xla.is_compiling():
         raise ValueError(
             "Labels that are strings cannot be compiled by XLA, which Keras takes on a GPU unless told "
             "otherwise: use `compile(..., jit_compile=False)`, or integers, such as those of "

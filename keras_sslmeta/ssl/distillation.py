@@ -70,6 +70,7 @@ class Distillation(TwoViewModel):
     """
 
     least_views = 1
+    takes_any_loss = True
 
     def __init__(
         self, encoder, teacher, augmentation=None, projector=None, views: int = 1, **kwargs
@@ -125,6 +126,11 @@ class Distillation(TwoViewModel):
 
 
 def _check_teacher(teacher, encoder):
+    if isinstance(teacher, TwoViewModel):
+        raise ValueError(
+            "`teacher` must be an encoder: pass the model's own, `teacher=model.encoder`. "
+            f"Received: {teacher!r}"
+        )
     if not isinstance(teacher, keras.Model):
         raise ValueError(
             "`teacher` must be a keras.Model from a sample to a feature vector. "
@@ -134,4 +140,4 @@ def _check_teacher(teacher, encoder):
         raise ValueError("`teacher` must be another model than `encoder`. Received: one for both")
     if not teacher.built:
         raise ValueError(f"`teacher` must be built: call it once. Received: {teacher!r}")
-    encoder_shapes.check(teacher)
+    encoder_shapes.check(teacher, "teacher")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_sslmeta.layers.image_augmentation import ImageAugmentation
 from keras_sslmeta.layers.projection_head import ProjectionHead
 from keras_sslmeta.mechanisms import (
     arguments,
@@ -82,6 +83,8 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
 
     # The fewest views of a sample that the method can use.
     least_views = 2
+    # Whether it trains by Keras's losses too.
+    takes_any_loss = False
 
     def __init__(
         self,
@@ -92,6 +95,11 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         micro_batch_size: int | None = None,
         **kwargs,
     ):
+        if "temperature" in kwargs:
+            raise ValueError(
+                "`temperature` belongs to the loss: `compile(loss=keras_sslmeta.losses.NTXent("
+                f"temperature=…))`. Received: temperature={kwargs['temperature']!r}"
+            )
         super().__init__(**kwargs)
         encoder_shapes.check(encoder)
         _check_views(views, augmentation, self.least_views)
@@ -238,6 +246,12 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
 
     def compile(self, optimizer="adam", loss=None, **kwargs):
         """As `keras.Model.compile`, with Adam and the method's own loss as defaults."""
+        if isinstance(loss, str) and not self.takes_any_loss:
+            raise ValueError(
+                f"`loss` of {type(self).__name__} compares embeddings: leave it out, or pass one of "
+                f"`keras_sslmeta.losses`. Received: loss={loss!r}"
+            )
+        _refuse_metrics_of_labels(kwargs.get("metrics"))
         if self.micro_batch_size is not None and kwargs.get("jit_compile", "auto") == "auto":
             kwargs["jit_compile"] = False  # XLA cannot take parts that do not divide the batch.
         super().compile(optimizer, self.default_loss() if loss is None else loss, **kwargs)
@@ -375,6 +389,11 @@ def check_layers(**layers) -> None:
     for name, layer in layers.items():
         if layer is not None and not isinstance(layer, keras.layers.Layer):
             raise ValueError(f"`{name}` must be a Keras layer or model. Received: {layer!r}")
+        if isinstance(layer, ImageAugmentation):
+            raise ValueError(
+                f"`{name}` must be a head on features, not an augmentation: several of these go into one "
+                f"list, `augmentation=[first, second]`. Received: {layer!r}"
+            )
 
 
 def _refuse_a_pair_of_views(x, y):
@@ -387,6 +406,15 @@ def _refuse_a_pair_of_views(x, y):
             "A dataset of (view_1, view_2) is read as samples and labels: stack the views on "
             "axis 1, `tf.stack([view_1, view_2], axis=1)`. "
             f"Received: x.shape={tuple(x.shape)}, y.shape={tuple(y.shape)}"
+        )
+
+
+def _refuse_metrics_of_labels(metrics):
+    names = [name for name in keras.tree.flatten(metrics) if isinstance(name, str)]
+    if names:
+        raise ValueError(
+            "`metrics` see embeddings, which are no predictions of labels: pass a callback to `fit`, such as "
+            f"keras_sslmeta.callbacks.KNNProbe. Received: metrics={names}"
         )
 
 

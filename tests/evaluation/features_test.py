@@ -19,6 +19,12 @@ def test_model_callable_and_none_agree():
     np.testing.assert_array_equal(encode(None, X.reshape(10, 2, 2)), X)
 
 
+def test_samples_without_channels_are_refused():
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    with pytest.raises(ValueError, match=r"as the encoder takes them, \(8, 8, 1\).*\(8, 8\)"):
+        encode(model, np.zeros((5, 8, 8)))
+
+
 def test_callable_gets_batches():
     sizes = []
     encode(lambda x: sizes.append(len(x)) or x, X, batch_size=4)

@@ -25,6 +25,9 @@ LAYERS = {
     "jitter": (lambda **kw: layers.RandomJitter(0.5, **kw), (20, 3)),
     "scaling": (lambda **kw: layers.RandomScaling(0.5, **kw), (20, 3)),
     "crop": (lambda **kw: layers.RandomTimeCrop((0.3, 0.9), **kw), (20, 3)),
+    "crop of spectrograms": (lambda **kw: layers.RandomTimeCrop((0.3, 0.9), **kw), (20, 4, 2)),
+    "warp": (lambda **kw: layers.RandomTimeWarp(0.5, **kw), (20, 3)),
+    "warp of spectrograms": (lambda **kw: layers.RandomTimeWarp(0.5, 2, **kw), (20, 4, 2)),
     "permutation": (lambda **kw: layers.RandomPermutation(5, **kw), (20, 3)),
     "deletion": (lambda **kw: layers.TokenDropout(0.3, **kw), (20,)),
     "masking": (lambda **kw: layers.TokenDropout(0.3, mask_token=1, **kw), (20,)),
@@ -196,6 +199,7 @@ def test_a_chain_trains_under_xla_with_several_steps_an_execution():
         [
             keras.Input((20, 3)),
             layers.RandomTimeCrop(seed=1),
+            layers.RandomTimeWarp(seed=6),
             layers.RandomPermutation(seed=2),
             layers.RandomScaling(seed=3),
             layers.RandomJitter(seed=4),

@@ -26,6 +26,22 @@ def test_a_list_has_one_augmentation_a_view():
     np.testing.assert_array_equal(views["a"][:, 1], -IMAGES)
 
 
+def test_integers_and_floats_make_floats():
+    views = augmented_views.make(tf.constant([[1, 2]]), [tf.identity, lambda x: x / 2], 2)
+    assert views.dtype == tf.float64
+    np.testing.assert_array_equal(views, [[[1, 2], [0.5, 1]]])
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+def test_rows_that_get_lost_are_refused(rows):
+    make = tf.function(
+        lambda x: augmented_views.make(x, lambda x: tf.concat([x, x], 0), 2),
+        input_signature=[tf.TensorSpec([rows, 6, 6, 1])],
+    )
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="keep the batch axis"):
+        make(IMAGES)
+
+
 def test_layers_augment_whatever_the_model_around_is_doing():
     class Outside(keras.layers.Layer):
         def call(self, x, training=None):

@@ -49,6 +49,17 @@ def test_value_and_both_derivatives(shape, dtype, tolerance, in_graph):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
 
 
+def test_precision_under_xla():
+    x = (1000 + 0.1 * np.random.default_rng(0).normal(size=(16, 3, 3, 4))).astype("float32")
+    ones = np.ones(4, "float32")
+    run = tf.function(normalized, jit_compile=True)
+    y, mean, variance = run(x, ones, 0 * ones, EPSILON)
+    wanted = plain(x.astype("float64"), ones, 0 * ones, EPSILON)
+    np.testing.assert_allclose(mean, wanted[1], rtol=1e-6)
+    np.testing.assert_allclose(variance, wanted[2], rtol=1e-2)
+    np.testing.assert_allclose(y, wanted[0], atol=0.05)
+
+
 def test_no_scale_and_no_shift():
     x = tf.constant(np.random.default_rng(1).normal(size=(6, 3)), tf.float32)
     got, _, _ = normalized(x, None, None, EPSILON)

@@ -99,6 +99,50 @@ def test_what_stays_with_keras(layer, passing):
     assert KERNEL not in kinds
 
 
+def test_xla_stays_with_keras():
+    # Its own fused operation has a variance of mean(x²) − mean(x)²: here it would be negative.
+    encoder = keras.Sequential(
+        [keras.Input((3,)), keras.layers.BatchNormalization(momentum=0.0), keras.layers.Dense(4)]
+    )
+    model = SimCLR(encoder, projector=ProjectionHead(4, hidden_dim=4))
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
+    x = RNG.normal(size=(30, 2, 3)).astype("float32")
+    x[..., 0] = 1000 + 0.1 * x[..., 0]
+    history = model.fit(x, batch_size=30, epochs=1, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    variance = encoder.layers[0].moving_variance.numpy()
+    np.testing.assert_allclose(variance, np.var(x.astype("float64"), axis=(0, 1)), rtol=1e-2)
+
+
+def test_gradients_that_are_slices():
+    layer = built((4, 3, 5, 6))
+    model = keras.Sequential([layer])
+    x = tf.constant(RNG.normal(size=(4, 3, 5, 6)), tf.float32)
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(tf.sin(tf.gather(layer(x, training=True), [2, 0, 2])))
+        return tape.gradient(y, x)
+
+    with fused_normalization.of(model):
+        got = gradient.get_concrete_function(x)(x)
+    np.testing.assert_allclose(got, gradient.python_function(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_subclass_with_statistics_of_its_own():
+    class Ghost(keras.layers.BatchNormalization):
+        def _moments(self, inputs, mask):
+            return tf.nn.moments(inputs[:2], self._reduction_axes)
+
+    model = keras.Sequential([keras.Input((3,)), Ghost()])
+    x = RNG.normal(size=(6, 3)).astype("float32")
+    wanted = model(x, training=True)
+    with fused_normalization.of(model):
+        np.testing.assert_array_equal(model(x, training=True), wanted)
+
+
 def test_a_single_replica_has_nobody_to_synchronise_with():
     x = RNG.normal(size=(4, 3, 5, 6))
     assert KERNEL in agree(built(x.shape, synchronized=True), x, 2e-5)

@@ -406,6 +406,20 @@ def test_other_than_two_views_are_refused(name):
         ),
         (lambda: ksm.Distillation(encoder(), "teacher"), "`teacher` must be a keras.Model"),
         (
+            lambda: ksm.Distillation(encoder(), ksm.SimCLR(encoder())),
+            "`teacher` must be an encoder: .*teacher=model.encoder",
+        ),
+        (
+            lambda: ksm.Distillation(
+                encoder(), keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(2, 3)])
+            ),
+            "`teacher` must give a feature vector",
+        ),
+        (
+            lambda: ksm.BYOL(encoder(), *ksm.layers.BYOLAugmentation.pair(4)),
+            "`projector` must be a head on features, not an augmentation",
+        ),
+        (
             lambda: ksm.Distillation(encoder(), encoder(layers.Dense(7)), projector=head(3)),
             "`projector` must give as many dimensions as `teacher`.* 3 and 7",
         ),
@@ -425,6 +439,14 @@ def test_refused_by_the_constructor(build, message):
         build()
 
 
+def test_distillation_takes_keras_losses_by_name():
+    model = ksm.Distillation(encoder(), encoder())
+    model.compile(keras.optimizers.SGD(0.0), loss="mse")
+    history = model.fit(VIEWS[:, 0], verbose=0)
+    difference = model.encoder.predict(VIEWS[:, 0]) - model.teacher.predict(VIEWS[:, 0])
+    np.testing.assert_allclose(history.history["loss"], np.mean(difference**2), rtol=1e-4)
+
+
 def test_a_teacher_cannot_teach_itself():
     model = encoder()
     with pytest.raises(ValueError, match="`teacher` must be another model"):
@@ -434,6 +456,6 @@ def test_a_teacher_cannot_teach_itself():
 @pytest.mark.parametrize("name", ["MoCo", "MoCoV3", "NNCLR"])
 def test_a_loss_that_is_no_object_is_refused(name):
     model = METHODS[name]()
-    model.compile(loss="mse")
-    with pytest.raises(ValueError, match=r"must be compiled with a loss .*'mse'"):
+    model.compile(loss=keras.losses.mean_squared_error)
+    with pytest.raises(ValueError, match=r"must be compiled with a loss .*mean_squared_error"):
         model.fit(VIEWS, verbose=0)

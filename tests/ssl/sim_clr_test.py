@@ -241,6 +241,16 @@ def test_the_encoder_saved_alone_is_a_plain_keras_model(tmp_path):
             r"`augmentation` must be a Keras layer or another callable",
         ),
         (lambda: SimCLR(small_encoder(), projector=4), r"`projector` must be a Keras layer"),
+        (
+            lambda: SimCLR(small_encoder(), keras.layers.RandomFlip),
+            r"not a class of them: write `RandomFlip\(…\)`",
+        ),
+        (lambda: SimCLR(small_encoder(), temperature=0.5), r"`temperature` belongs to the loss"),
+        (lambda: SimCLR(small_encoder()).compile(loss="mse"), r"`loss` of SimCLR.*'mse'"),
+        (
+            lambda: SimCLR(small_encoder()).compile(metrics=["accuracy"]),
+            r"`metrics` see embeddings.*KNNProbe.*\['accuracy'\]",
+        ),
     ],
 )
 def test_refused_by_the_constructor(build, message):
@@ -310,6 +320,14 @@ def two_outputs():
             lambda: SimCLR(small_encoder(), augmentation=keras.layers.RandomFlip()),
             IMAGES[..., 0],
             r"(?s)A missing axis of channels.*8, 8\)",
+        ),
+        (
+            lambda: SimCLR(
+                keras.Sequential([keras.Input((9, 3)), keras.layers.GlobalAveragePooling1D()]),
+                augmentation=ksm.layers.SimCLRAugmentation(8, blur_probability=0.0),
+            ),
+            np.zeros((32, 9, 3), "float32"),
+            r"takes a batch of series .* for one image.*\(8, 8, 3\) from samples of",
         ),
         (
             lambda: SimCLR(small_encoder(), augmentation=lambda x: (x, x)),
