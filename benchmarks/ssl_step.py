@@ -17,7 +17,7 @@ Training steps on views that lie in memory, float32, two of 32×32 an image, wit
 Encoders: `resnet18` with a 3×3 stem and no max-pooling, and `conv4`, four 3×3 convolutions; heads 512 wide,
 the same for all columns (ssl_networks.py); a queue of 4,096; SGD with momentum 0.9. Both sides start from the
 same weights, and their mean losses over the first steps, which are not timed and for which PyTorch normalises
-both views at once as we do, must agree within 0.1% (5% for LeJEPA, whose directions are random; NNCLR's
+both views at once as we do, must agree within 0.1% (10% for LeJEPA, whose directions are random; NNCLR's
 differ: lightly's takes the other view's samples for negatives too).
 
 The contestants take turns, and medians of the rounds are compared. `--torch-python` names an interpreter with
@@ -57,7 +57,7 @@ STEPS = {"conv4": 20, "resnet18": 1}
 RATE, MOMENTUM = 0.01, 0.99
 QUEUE = 4096
 # Relative differences of mean losses that ours and lightly's may have.
-TOLERANCES = dict.fromkeys(HEADS["short"], 0.001) | {"LeJEPA": 0.05, "NNCLR": None}
+TOLERANCES = dict.fromkeys(HEADS["short"], 0.001) | {"LeJEPA": 0.1, "NNCLR": None}
 
 
 @dataclasses.dataclass

@@ -4,7 +4,8 @@ import keras
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import view_axis
-from keras_sslmeta.ssl.two_view import TwoViewModel, built_on, check_layers
+from keras_sslmeta.ssl.two_view import TwoViewModel, built_on
+from keras_sslmeta.ssl.two_view_inputs import check_layers
 
 
 class PredictionModel(TwoViewModel):

@@ -1,10 +1,8 @@
 """`TwoViewModel`: what methods that compare views of a sample share."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.layers.image_augmentation import ImageAugmentation
 from keras_sslmeta.layers.projection_head import ProjectionHead
 from keras_sslmeta.mechanisms import (
     arguments,
@@ -21,6 +19,7 @@ from keras_sslmeta.mechanisms.gradient_cache import GradientCache
 from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit, reducible
 from keras_sslmeta.mechanisms.nested_config import NestedConfig
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
+from keras_sslmeta.ssl import two_view_inputs
 
 
 class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit):
@@ -102,8 +101,8 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
             )
         super().__init__(**kwargs)
         encoder_shapes.check(encoder)
-        _check_views(views, augmentation, self.least_views)
-        check_layers(projector=projector)
+        two_view_inputs.check_views(views, augmentation, self.least_views)
+        two_view_inputs.check_layers(projector=projector)
         self.encoder = encoder
         self.augmentation = augmentation
         self.projector = self.default_projector() if projector is None else projector
@@ -157,7 +156,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
             if count < self.least_views:
                 raise ValueError(
                     f"{type(self).__name__} compares views of a sample and needs at least two, on "
-                    f"axis 1. Received: shape={_shapes(inputs)}"
+                    f"axis 1. Received: shape={two_view_inputs.shapes_of(inputs)}"
                 )
             return inputs
         if self.augmentation is None:
@@ -166,7 +165,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
                 "(batch, views, …) and got plain samples: pass an augmentation, such as "
                 f"`{type(self).__name__}(encoder, augmentation=SimCLRAugmentation((32, 32)))`, or "
                 f"stack the views on axis 1 (`tf.stack([view_1, view_2], axis=1)`). "
-                f"Received: shape={_shapes(inputs)}"
+                f"Received: shape={two_view_inputs.shapes_of(inputs)}"
             )
         return augmented_views.make(inputs, self.augmentation, self.views)
 
@@ -187,9 +186,10 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         if ranks == [len(shape) + 1 for shape in samples]:
             return True
         raise ValueError(
-            f"{type(self).__name__} takes samples as the encoder does, {_listed(samples)}, or views "
-            "of them, (batch, views, …): one axis more. A missing axis of channels is added by "
-            f"`x[..., None]`. Received: shape={_shapes(inputs)}"
+            f"{type(self).__name__} takes samples as the encoder does, "
+            f"{two_view_inputs.listed(samples)}, or views of them, (batch, views, …): one "
+            "axis more. A missing axis of channels is added by `x[..., None]`. "
+            f"Received: shape={two_view_inputs.shapes_of(inputs)}"
         )
 
     def build_where_known(self):
@@ -251,7 +251,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
                 f"`loss` of {type(self).__name__} compares embeddings: leave it out, or pass one of "
                 f"`keras_sslmeta.losses`. Received: loss={loss!r}"
             )
-        _refuse_metrics_of_labels(kwargs.get("metrics"))
+        two_view_inputs.refuse_metrics_of_labels(kwargs.get("metrics"))
         if self.micro_batch_size is not None and kwargs.get("jit_compile", "auto") == "auto":
             kwargs["jit_compile"] = False  # XLA cannot take parts that do not divide the batch.
         super().compile(optimizer, self.default_loss() if loss is None else loss, **kwargs)
@@ -261,17 +261,17 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # It orders itself; Keras would warn otherwise.
         self.check_batch(batch_size.known(x, args[0] if args else kwargs.get("batch_size")))
-        y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
+        y = two_view_inputs.placeholder_labels(x, y, kwargs.get("sample_weight"))
         validation = kwargs.get("validation_data")
         if isinstance(validation, (list, tuple)) and len(validation) == 3:
             held, labels, weights = validation
-            labels = _placeholder_labels(held, labels, weights)
+            labels = two_view_inputs.placeholder_labels(held, labels, weights)
             kwargs["validation_data"] = (held, labels, weights)
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`: the loss on views; `sample_weight` works without labels too."""
-        y = _placeholder_labels(x, y, kwargs.get("sample_weight"))
+        y = two_view_inputs.placeholder_labels(x, y, kwargs.get("sample_weight"))
         return super().evaluate(x, y, *args, **kwargs)
 
     def loss_of_pairs(self, pairs, sample_weight=None, factor: float = 1.0) -> tf.Tensor:
@@ -304,7 +304,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
     def train_step(self, data):
         """As Keras's, in parts where there is a `micro_batch_size`; then `after_step`."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        _refuse_a_pair_of_views(x, y)
+        two_view_inputs.refuse_a_pair_of_views(x, y)
         before = tf.convert_to_tensor(self.optimizer.iterations)
         with fused_normalization.of(self):
             if self.micro_batch_size is None:
@@ -362,7 +362,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         if encoder_shapes.sample_shapes(self.encoder) is not None and self._are_views(samples):
             raise ValueError(
                 "`predict` gives the features of plain samples: pass one view of each, `views[:, 0]`. "
-                f"Received: shape={_shapes(samples)}"
+                f"Received: shape={two_view_inputs.shapes_of(samples)}"
             )
         return self.encoder(samples, training=False)
 
@@ -382,63 +382,3 @@ def built_on(head: keras.layers.Layer, dim: int) -> int:
     if not head.built:
         head.build((None, dim))
     return int(head.compute_output_shape((None, dim))[-1])
-
-
-def check_layers(**layers) -> None:
-    """Refuses arguments that are neither None nor a layer."""
-    for name, layer in layers.items():
-        if layer is not None and not isinstance(layer, keras.layers.Layer):
-            raise ValueError(f"`{name}` must be a Keras layer or model. Received: {layer!r}")
-        if isinstance(layer, ImageAugmentation):
-            raise ValueError(
-                f"`{name}` must be a head on features, not an augmentation: several of these go into one "
-                f"list, `augmentation=[first, second]`. Received: {layer!r}"
-            )
-
-
-def _refuse_a_pair_of_views(x, y):
-    """Which would pass as samples and labels."""
-    are_tensors = tf.is_tensor(x) and tf.is_tensor(y) and (y.shape.rank or 0) > 1
-    are_alike = are_tensors and y.shape[1:].as_list() == x.shape[1:].as_list()
-    # A column may be labels.
-    if are_alike and (y.shape.rank > 2 or (y.dtype.is_floating and (y.shape[1] or 2) > 1)):
-        raise ValueError(
-            "A dataset of (view_1, view_2) is read as samples and labels: stack the views on "
-            "axis 1, `tf.stack([view_1, view_2], axis=1)`. "
-            f"Received: x.shape={tuple(x.shape)}, y.shape={tuple(y.shape)}"
-        )
-
-
-def _refuse_metrics_of_labels(metrics):
-    names = [name for name in keras.tree.flatten(metrics) if isinstance(name, str)]
-    if names:
-        raise ValueError(
-            "`metrics` see embeddings, which are no predictions of labels: pass a callback to `fit`, such as "
-            f"keras_sslmeta.callbacks.KNNProbe. Received: metrics={names}"
-        )
-
-
-def _placeholder_labels(x, y, sample_weight):
-    """Zeros where weights come without labels: Keras would drop the weights without a word."""
-    if y is not None or sample_weight is None:
-        return y
-    (first, *_) = keras.tree.flatten(x)
-    # Data that brings its own weights, a generator for instance, is Keras's to refuse.
-    return np.zeros(len(first), "float32") if hasattr(first, "__len__") else y
-
-
-def _check_views(views, augmentation, least):
-    if not arguments.is_integer(views) or views < least:
-        raise ValueError(
-            f"`views` must be an integer of at least {least}. Received: views={views!r}"
-        )
-    if augmentation is not None:
-        augmented_views.check(augmentation, views)
-
-
-def _listed(shapes):
-    return ", ".join(map(str, shapes))
-
-
-def _shapes(inputs):
-    return keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
