@@ -261,6 +261,7 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # It orders itself; Keras would warn otherwise.
         self.check_batch(batch_size.known(x, args[0] if args else kwargs.get("batch_size")))
+        two_view_inputs.warn_of_value_range(x, self.augmentation)
         y = two_view_inputs.placeholder_labels(x, y, kwargs.get("sample_weight"))
         validation = kwargs.get("validation_data")
         if isinstance(validation, (list, tuple)) and len(validation) == 3:

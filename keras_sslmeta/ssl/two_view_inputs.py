@@ -1,5 +1,7 @@
 """What a two-view model is handed: known mistakes refused, and completed where Keras needs more."""
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -60,6 +62,27 @@ def check_views(views, augmentation, least: int) -> None:
         )
     if augmentation is not None:
         augmented_views.check(augmentation, views)
+
+
+def warn_of_value_range(x, augmentation) -> None:
+    """Warns of images in memory that an augmentation's `value_range` would clip, or that fill none of it."""
+    layers = augmentation if isinstance(augmentation, (list, tuple)) else [augmentation]
+    value_range = next(
+        filter(None, (getattr(layer, "value_range", None) for layer in layers)), None
+    )
+    if value_range is None or not isinstance(x, (np.ndarray, tf.Tensor)) or len(x) == 0:
+        return
+    some = np.asarray(x[:256])
+    least, largest, (low, high) = float(some.min()), float(some.max()), value_range
+    span = high - low
+    is_clipped = least < low - 1e-3 * span or largest > high + 1e-3 * span
+    if is_clipped or (least >= low and largest < low + 0.01 * span):
+        warnings.warn(
+            f"Images have values from {least:g} to {largest:g}, and the augmentation `value_range=({low:g}, "
+            f"{high:g})`: {'what lies outside is clipped' if is_clipped else 'all of them look black'}. "
+            "Pass the range of the images, (0, 255) for bytes.",
+            stacklevel=3,
+        )
 
 
 def listed(shapes) -> str:

@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -256,6 +258,28 @@ def test_the_encoder_saved_alone_is_a_plain_keras_model(tmp_path):
 def test_refused_by_the_constructor(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("images", "value_range", "message"),
+    [
+        (200 * IMAGES, (0, 1), "what lies outside is clipped"),
+        (IMAGES, (0, 255), "all of them look black"),
+        (IMAGES, (0, 1), None),
+        ((255 * IMAGES).astype("uint8"), (0, 255), None),
+    ],
+)
+def test_images_outside_the_value_range_are_warned_of(images, value_range, message):
+    model = SimCLR(
+        small_encoder(),
+        ksm.layers.SimCLRAugmentation(8, value_range=value_range, blur_probability=0.0),
+    )
+    model.compile(keras.optimizers.SGD(0.0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(images, batch_size=16, verbose=0)
+    found = [str(w.message) for w in caught if "value_range" in str(w.message)]
+    assert (message is None and not found) or (len(found) == 1 and message in found[0])
 
 
 def test_a_projector_sees_single_features():
