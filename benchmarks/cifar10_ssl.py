@@ -268,7 +268,7 @@ def draw(table, path):
     firsts = {row["method"]: row for row in reversed(table)}
     firsts = {row["method"]: firsts[row["method"]] for row in table}
     colors = ksm.visualization.palette.COLORS
-    picture = matplotlib.figure.Figure(figsize=(11, 4.8), layout="constrained")
+    picture = matplotlib.figure.Figure(figsize=(12.5, 4.8), layout="constrained")
     left, bars = picture.subplots(1, 2)
     for i, (name, row) in enumerate(firsts.items()):
         if name in BASELINES:
@@ -281,7 +281,7 @@ def draw(table, path):
             style = "-" if i < len(colors) else "-."
             left.plot(epochs, values, style, color=colors[i % len(colors)], label=name, marker=".")
     left.set(xlabel="epoch", ylabel="neighbours' accuracy, % (10,000 and 2,000 images)")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     places = np.arange(len(firsts))
     for i, (measure, title) in enumerate(MEASURES.items()):
         pairs = np.array([row[measure] for row in firsts.values()])
