@@ -1,7 +1,7 @@
 """Spoken digits of speakers that training has never heard: SimCLR on 1,500 clips without labels.
 
     python examples/simclr_speech.py --data_dir DIR           # where TFDS keeps spoken_digit
-    python examples/simclr_speech.py --download               # or fetches it: 17 MB
+    python examples/simclr_speech.py --download               # or fetches it: 12 MB
 
 The Free Spoken Digit Dataset: five speakers, ten digits, fifty times each. SimCLR is trained on the clips of
 three speakers. Its two views of a clip are the same word, faster or slower, higher or lower, through
