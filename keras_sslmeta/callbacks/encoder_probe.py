@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
+from keras_sslmeta.evaluation.features import check_samples
 from keras_sslmeta.mechanisms import arguments
 
 
@@ -25,7 +25,7 @@ class EncoderProbe(keras.callbacks.Callback):
     ```
 
     Args:
-        samples: the probe's samples, arrays `(n, …)` by the name of their argument.
+        samples: the probe's samples, arrays `(n, …)` or nests of them, by the name of their argument.
         keys: keys in the logs.
         every: epochs from one measurement to the next. Defaults to 1. The first and the last epoch
             are measured too; epochs between repeat the last values.
@@ -40,7 +40,7 @@ class EncoderProbe(keras.callbacks.Callback):
 
     def __init__(
         self,
-        samples: Mapping[str, np.ndarray],
+        samples: Mapping[str, Any],
         keys: Sequence[str],
         every: int = 1,
         encoder: Any = None,
@@ -62,19 +62,8 @@ class EncoderProbe(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._last = None
-        expected = self._sample_shape()
-        if expected is None:
-            return
         for argument, x in self.samples.items():
-            shape = self._held_shape(x)
-            if len(expected) != len(shape) or any(
-                size not in (None, held) for size, held in zip(expected[1:], shape[1:], strict=True)
-            ):
-                raise ValueError(
-                    f"`{argument}` must hold samples as the encoder takes them, {expected[1:]}; "
-                    "for a model of another kind, of views for instance, pass "
-                    f"`encoder=` the part that encodes plain samples. Received: {shape[1:]}"
-                )
+            check_samples(self._encoder(), x, f"Samples of `{argument}`", self._are_views(x))
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is None:
@@ -93,26 +82,15 @@ class EncoderProbe(keras.callbacks.Callback):
         """What is measured now, a number for each of `keys`."""
         raise NotImplementedError
 
-    def _held_shape(self, x: np.ndarray) -> tuple[int, ...]:
-        """The shape of the samples that the encoder gets."""
-        return x.shape
+    def _are_views(self, x: Any) -> bool:
+        """Whether there are several of each sample, on axis 1."""
+        return False
 
     def _encoder(self):
         if self.encoder is not None:
             return self.encoder
         encoder = getattr(self.model, "encoder", None)
         return encoder if callable(encoder) else self.model
-
-    def _sample_shape(self) -> tuple | None:
-        """`(None, …)`, where the encoder has one input and tells."""
-        encoder = self._encoder()
-        is_built = isinstance(encoder, keras.Model) and encoder.built
-        expected = getattr(encoder, "input_shape", None) if is_built else None
-        if not isinstance(expected, tuple) or not all(
-            size is None or isinstance(size, int) for size in expected
-        ):
-            return None  # Several inputs, or shapes that only a call will tell.
-        return expected
 
 
 def check_name(name: Any) -> str:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from keras_sslmeta.callbacks.encoder_probe import EncoderProbe, check_name
+from keras_sslmeta.data.labelled_arrays import labelled_arrays
 from keras_sslmeta.evaluation.features import encode
 from keras_sslmeta.evaluation.knn import check_neighbours, knn_accuracy
-from keras_sslmeta.evaluation.labelled_set import labelled_set
 
 
 class KNNProbe(EncoderProbe):
@@ -22,9 +22,9 @@ class KNNProbe(EncoderProbe):
     `EarlyStopping` a `patience` of several times n.
 
     Args:
-        train: `(x, y)`, samples `(n, …)` as the encoder takes them and labels `(n,)`, the
-            neighbours; or a finite `tf.data.Dataset` of such pairs, batched or not, which is read
-            into memory.
+        train: `(x, y)`, the neighbours: samples `(n, …)` as the encoder takes them, for several inputs
+            a dictionary or tuple of such arrays, and labels `(n,)`; or a finite `tf.data.Dataset` of such
+            pairs, batched or not, which is read into memory.
         test: the same, of the samples whose neighbours are asked.
         k: number of neighbours. Defaults to 20, DINO's best.
         temperature: of the neighbours' weights. Defaults to 0.1, as in lightly's benchmarks.
@@ -64,9 +64,9 @@ class KNNProbe(EncoderProbe):
         batch_size: int = 256,
         name: str = "knn_accuracy",
     ):
-        train_x, self.train_y = labelled_set("train", train)
-        test_x, self.test_y = labelled_set("test", test)
-        check_neighbours(k, len(train_x), temperature)
+        train_x, self.train_y = labelled_arrays(train, "train")
+        test_x, self.test_y = labelled_arrays(test, "test")
+        check_neighbours(k, len(self.train_y), temperature)
         samples = {"train": train_x, "test": test_x}
         super().__init__(samples, [check_name(name)], every, encoder, batch_size)
         self.k = k

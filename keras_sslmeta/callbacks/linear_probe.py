@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.callbacks.encoder_probe import EncoderProbe, check_name
+from keras_sslmeta.data.labelled_arrays import labelled_arrays
 from keras_sslmeta.evaluation.features import encode
-from keras_sslmeta.evaluation.labelled_set import labelled_set
 from keras_sslmeta.mechanisms import arguments, inner_optimizers
 
 
@@ -35,8 +35,9 @@ class LinearProbe(EncoderProbe):
     `KNNProbe`'s do.
 
     Args:
-        train: `(x, y)`, samples `(n, …)` as the encoder takes them and labels `(n,)`; or a finite
-            `tf.data.Dataset` of such pairs, batched or not, which is read into memory.
+        train: `(x, y)`, samples `(n, …)` as the encoder takes them, for several inputs a dictionary or
+            tuple of such arrays, and labels `(n,)`; or a finite `tf.data.Dataset` of such pairs, batched
+            or not, which is read into memory.
         test: the same, of the samples that are predicted. A label that no training sample has counts
             as wrong and is left out of the loss; so is a sample whose features are not finite.
         epochs: passes of the classifier over the training features, a measurement. Defaults to 10.
@@ -81,8 +82,8 @@ class LinearProbe(EncoderProbe):
         seed: int = 0,
         name: str = "linear",
     ):
-        train_x, train_y = labelled_set("train", train)
-        test_x, self.test_y = labelled_set("test", test)
+        train_x, train_y = labelled_arrays(train, "train")
+        test_x, self.test_y = labelled_arrays(test, "test")
         self.classes, self.class_ids = np.unique(train_y, return_inverse=True)
         if (self.classes.dtype.kind in "US") != (self.test_y.dtype.kind in "US"):
             raise ValueError(

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import augmented_views, byte_images, view_axis
+from keras_sslmeta.mechanisms import augmented_views, byte_images, sample_nest, view_axis
 from keras_sslmeta.mechanisms.state_recorder import StateRecorder
 
 
@@ -21,16 +20,18 @@ class RepeatedViews:
     pass.
 
     Args:
-        samples: `(n, …)`.
+        samples: `(n, …)`, or a nest of such arrays.
         augmentation: as `TwoViewModel` takes it.
         views: number of views.
         encoder: what the views are for; one that takes no integers gets images of bytes as floats.
     """
 
-    def __init__(self, samples: np.ndarray, augmentation: Any, views: int, encoder: Any):
+    def __init__(self, samples: Any, augmentation: Any, views: int, encoder: Any):
         self.samples = samples
         self.augmentation, self.views, self.encoder = augmentation, views, encoder
-        spec = tf.TensorSpec((None, *samples.shape[1:]), samples.dtype)
+        spec = keras.tree.map_structure(
+            lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), samples
+        )
         self._variables: list[Any] = []
         tf.function(self._trace, autograph=False).get_concrete_function(spec)
         self._start = [tf.convert_to_tensor(v.value) for v in self._variables]
@@ -38,12 +39,13 @@ class RepeatedViews:
         make = tf.function(self._make, autograph=False)
         self._made = make.get_concrete_function(spec, states)
 
-    def __call__(self, batch_size: int) -> Iterator[np.ndarray]:
-        """Views of so many samples at a time, `(batch · views, …)`."""
+    def __call__(self, batch_size: int) -> Iterator[Any]:
+        """Views of so many samples at a time, `(batch · views, …)`, as nested as the samples."""
         states = self._start
-        for i in range(0, len(self.samples), batch_size):
-            made, states = self._made(tf.constant(self.samples[i : i + batch_size]), states)
-            yield made.numpy()
+        for i in range(0, sample_nest.count(self.samples), batch_size):
+            part = sample_nest.take(self.samples, slice(i, i + batch_size))
+            made, states = self._made(keras.tree.map_structure(tf.constant, part), states)
+            yield keras.tree.map_structure(lambda x: x.numpy(), made)
 
     def _trace(self, x):
         with StateRecorder() as recorder:

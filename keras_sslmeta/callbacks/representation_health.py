@@ -4,14 +4,15 @@ import math
 import warnings
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_sslmeta.callbacks.encoder_probe import EncoderProbe, check_name
 from keras_sslmeta.callbacks.repeated_views import RepeatedViews
-from keras_sslmeta.evaluation.features import encode
+from keras_sslmeta.evaluation.features import encode, input_shapes
 from keras_sslmeta.evaluation.representation_health import representation_health
 from keras_sslmeta.evaluation.representation_health_result import RepresentationHealthResult
-from keras_sslmeta.mechanisms import arguments, augmented_views
+from keras_sslmeta.mechanisms import arguments, augmented_views, sample_nest
 
 
 class RepresentationHealth(EncoderProbe):
@@ -41,8 +42,8 @@ class RepresentationHealth(EncoderProbe):
     several times as many as the dimensions.
 
     Args:
-        samples: `(n, …)` as the encoder takes them, some hundred; or ready-made views of them,
-            `(n, views, …)`.
+        samples: `(n, …)` as the encoder takes them, some hundred, for encoders of several inputs a
+            dictionary or tuple of such arrays; or ready-made views of them, `(n, views, …)`.
         augmentation: what makes the views, as our models take it. Default: `model.augmentation`; where
             there is none, the samples are measured as they are.
         views: views a sample. Defaults to 4; LiDAR's authors take 50, of a thousand samples.
@@ -97,10 +98,12 @@ class RepresentationHealth(EncoderProbe):
         batch_size: int = 256,
         name: str | None = None,
     ):
-        x = np.asarray(samples)
-        if x.ndim < 2 or len(x) < 2:
+        x = sample_nest.as_arrays(samples)
+        lengths = {shape[:1] for shape in sample_nest.shapes(x)}
+        if len(lengths) != 1 or lengths & {(), (0,), (1,)}:
             raise ValueError(
-                f"`samples` must be samples (n, …), two at least. Received: shape={x.shape}"
+                "`samples` must be samples (n, …), two at least, or a nest of such arrays. "
+                f"Received: shapes {sample_nest.described(x)}"
             )
         if augmentation is not None:
             augmented_views.check(augmentation, views)
@@ -121,9 +124,9 @@ class RepresentationHealth(EncoderProbe):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         source, self._repeated = self._augmentation(), None
-        if source is not None and not self._are_views():
+        x = self.samples["samples"]
+        if source is not None and not self._are_views(x):
             augmented_views.check(source, self.views)
-            x = self.samples["samples"]
             self._repeated = RepeatedViews(x, source, self.views, self._encoder())
         keys = ["rankme", "lidar", "alignment", "uniformity", "feature_std"]
         if self._count() < 2:
@@ -173,25 +176,23 @@ class RepresentationHealth(EncoderProbe):
         x = self.samples["samples"]
         if self._repeated is not None:
             batches = self._repeated(self.batch_size)
-        elif self._are_views():
-            batches = iter([x.reshape(-1, *x.shape[2:])])
+        elif self._are_views(x):
+            batches = iter([keras.tree.map_structure(lambda v: v.reshape(-1, *v.shape[2:]), x)])
         else:
             batches = iter([x])
         features = [encode(self._encoder(), batch, self.batch_size) for batch in batches]
-        return np.concatenate(features).reshape(len(x), self._count(), -1)
+        return np.concatenate(features).reshape(sample_nest.count(x), self._count(), -1)
 
     def _count(self) -> int:
         if self._repeated is not None:
             return self.views
-        return self.samples["samples"].shape[1] if self._are_views() else 1
+        x = self.samples["samples"]
+        return sample_nest.shapes(x)[0][1] if self._are_views(x) else 1
 
-    def _are_views(self) -> bool:
+    def _are_views(self, x):
         """Told by rank: one axis more than the encoder's samples have."""
-        expected = self._sample_shape()
-        return expected is not None and len(expected) + 1 == self.samples["samples"].ndim
-
-    def _held_shape(self, x):
-        return (len(x), *x.shape[2:]) if self._are_views() else x.shape
+        inputs = input_shapes(self._encoder(), x)
+        return bool(inputs) and all(len(wanted) + 1 == len(held) for wanted, held in inputs)
 
     def _augmentation(self):
         if self.augmentation is not None:

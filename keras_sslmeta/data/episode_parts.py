@@ -6,22 +6,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_sslmeta.mechanisms import sample_nest
+
 TURNS = 4  # By 0, 90, 180 and 270 degrees.
 
 
 def sample_arrays(x: Any) -> tuple[Any, int]:
     """Unlabelled samples as a nest of NumPy arrays, and their number; a list is an array here."""
-    x = keras.tree.map_structure(np.asarray, np.asarray(x) if isinstance(x, list) else x)
-    shapes = [array.shape for array in keras.tree.flatten(x)]
-    lengths = {shape[:1] for shape in shapes}
+    x = sample_nest.as_arrays(x)
+    lengths = {shape[:1] for shape in sample_nest.shapes(x)}
     is_numeric = all(array.dtype.kind in "biuf" for array in keras.tree.flatten(x))
     if not is_numeric or len(lengths) != 1 or lengths & {(), (0,)}:
         raise ValueError(
             "`x` must be an array of numbers, (n, …), with a sample at least, or a nest of such "
-            f"arrays of one length. Received: shapes {', '.join(map(str, shapes))}, "
+            f"arrays of one length. Received: shapes {sample_nest.described(x)}, "
             f"dtypes {', '.join(str(array.dtype) for array in keras.tree.flatten(x))}"
         )
-    return x, shapes[0][0]
+    return x, sample_nest.count(x)
 
 
 def reader(x: Any, turned: bool = False):

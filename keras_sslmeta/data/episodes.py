@@ -42,7 +42,7 @@ def episodes(
 
     Args:
         data: `(x, y)`: samples, an array `(n, …)` or a nest of such arrays, and their labels
-            `(n,)`, integers or strings; or an unbatched finite `tf.data.Dataset` of such pairs,
+            `(n,)`, integers or strings; or a finite `tf.data.Dataset` of such pairs, batched or not,
             which is read into memory here, once.
         ways: classes an episode.
         shots: support samples a class.
@@ -78,7 +78,7 @@ def episodes(
         - Vinyals et al. 2016, Matching Networks for One Shot Learning, section 2.2
         - Santoro et al. 2016, Meta-Learning with Memory-Augmented Neural Networks (rotations)
     """
-    x, labels = labelled_arrays(data)
+    x, labels = labelled_arrays(data, kinds="biuUS")
     if not isinstance(rotations, (bool, np.bool_)):
         raise ValueError(f"`rotations` must be True or False. Received: rotations={rotations!r}")
     if rotations:

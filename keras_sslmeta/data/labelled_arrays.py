@@ -6,18 +6,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import arguments
+from keras_sslmeta.mechanisms import arguments, sample_nest
 
 _BATCH = 1024  # Samples of a dataset read at a time.
 
 
-def labelled_arrays(data: Any) -> tuple[Any, np.ndarray]:
+def labelled_arrays(data: Any, name: str = "data", kinds: str = "biufUS") -> tuple[Any, np.ndarray]:
     """Settles `data`, a pair `(x, y)` or a dataset of such pairs, which is read wholly.
 
     Args:
         data: `(x, y)`, where `x` is an array `(n, …)` or a nest of such arrays and `y` holds the
-            labels `(n,)` or `(n, 1)`, integers or strings; or an unbatched finite
-            `tf.data.Dataset` of `(sample, label)`.
+            labels `(n,)` or `(n, 1)`, integers or strings; or a finite `tf.data.Dataset` of such pairs,
+            batched or not.
+        name: of the argument, for errors.
+        kinds: of NumPy's dtypes, which labels may have.
 
     Returns:
         `(x, y)` as NumPy arrays, `y` of shape `(n,)`.
@@ -26,53 +28,62 @@ def labelled_arrays(data: Any) -> tuple[Any, np.ndarray]:
         ValueError: if it is neither, the lengths differ, or the labels are no labels.
     """
     if isinstance(data, tf.data.Dataset):
-        x, y = _read(data)
+        x, y = _read(data, name)
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         x, y = data
     else:
         held = f" of length {len(data)}" if isinstance(data, (tuple, list)) else ""
         raise ValueError(
-            "`data` must be a pair, (x, y), or a tf.data.Dataset of such pairs. "
+            f"`{name}` must be a pair, (x, y), or a tf.data.Dataset of such pairs. "
             f"Received: {type(data).__name__}{held}"
         )
-    # A list is an array here; tuples and dicts are nests.
-    x = keras.tree.map_structure(np.asarray, np.asarray(x) if isinstance(x, list) else x)
-    labels = arguments.labels("data[1]", y, kinds="biuUS")
-    shapes = [array.shape for array in [*keras.tree.flatten(x), labels]]
-    lengths = {shape[:1] for shape in shapes}
+    x = sample_nest.as_arrays(x)
+    labels = arguments.labels(f"{name}[1]", y, kinds)
+    lengths = {shape[:1] for shape in sample_nest.shapes((x, labels))}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         raise ValueError(
-            "`data` must be samples and labels of one length, with a sample at least. "
-            f"Received: shapes {', '.join(map(str, shapes))}"
+            f"`{name}` must be samples and labels of one length, with a sample at least. "
+            f"Received: shapes {sample_nest.described((x, labels))}"
         )
     return x, labels
 
 
-def _read(dataset: tf.data.Dataset) -> tuple[Any, np.ndarray]:
+def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, Any]:
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2:
         raise ValueError(
-            "`data` must be a dataset of pairs, (x, y): make them with `map`. "
+            f"`{name}` must be a dataset of pairs, (x, y): make them with `map`. "
             f"Received: a dataset of {spec}"
-        )
-    if not isinstance(spec[1], tf.TensorSpec) or spec[1].shape.rank not in (None, 0):
-        raise ValueError(
-            "`data` must be an unbatched dataset with one integer or string a sample for label: "
-            "call `unbatch()` on it, and take the argmax of one-hot labels. "
-            f"Received: labels {spec[1]}"
         )
     if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            "`data` must be finite, since it is read into memory: leave out `repeat()`, or call "
+            f"`{name}` must be finite, since it is read into memory: leave out `repeat()`, or call "
             "`take(n)`. Received: an endless dataset"
+        )
+    if _is_batched(*spec):
+        dataset = dataset.unbatch()
+    elif not isinstance(spec[1], tf.TensorSpec) or spec[1].shape.rank not in (None, 0):
+        raise ValueError(
+            f"`{name}` must be a dataset with one integer or string a sample for label: take the argmax "
+            f"of one-hot labels. Received: labels {spec[1]}"
         )
     try:
         batches = list(dataset.batch(_BATCH).as_numpy_iterator())
     except tf.errors.InvalidArgumentError as error:
         reason = str(error.message).splitlines()[0]
         raise ValueError(
-            f"`data` must be a dataset of samples of one shape that can be read. Received: {reason}"
+            f"`{name}` must be a dataset of samples of one shape that can be read. Received: {reason}"
         ) from error
     if not batches:
-        raise ValueError("`data` must hold a sample at least. Received: an empty dataset")
+        raise ValueError(f"`{name}` must hold a sample at least. Received: an empty dataset")
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+
+
+def _is_batched(x: Any, y: Any) -> bool:
+    """Whether samples and labels share a first axis."""
+    specs = keras.tree.flatten((x, y))
+    if not isinstance(y, tf.TensorSpec) or y.shape.rank not in (1, 2):
+        return False
+    if y.shape.rank == 2 and y.shape[1] != 1:
+        return False
+    return all(s.shape.rank for s in specs) and len({s.shape[0] for s in specs} - {None}) < 2

@@ -20,7 +20,7 @@ def split_classes(
 
     Args:
         data: `(x, y)`: samples, an array `(n, …)` or a nest of such arrays, and their labels
-            `(n,)`, integers or strings; or an unbatched finite `tf.data.Dataset` of such pairs,
+            `(n,)`, integers or strings; or a finite `tf.data.Dataset` of such pairs, batched or not,
             which is read into memory.
         sizes: for each part the number of its classes, as integers; or its share of the classes,
             as floats above 0 whose sum is at most 1. Classes that are left over go nowhere.
@@ -47,7 +47,7 @@ def split_classes(
     Reference:
         - Vinyals et al. 2016, Matching Networks for One Shot Learning, section 4.1
     """
-    x, labels = labelled_arrays(data)
+    x, labels = labelled_arrays(data, kinds="biuUS")
     classes, label_ids = np.unique(labels, return_inverse=True)
     ends = _ends(sizes, len(classes))
     order = np.random.default_rng(arguments.seed(seed)).permutation(len(classes))

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_sslmeta.mechanisms import sample_nest
 from keras_sslmeta.meta.episodic import check_episode
 
 TASKS = 32  # Episodes at a time.
@@ -21,13 +22,13 @@ class DrawnEpisodes:
     `keras_sslmeta.data.episodes(…).batch(tasks)` does, images of 8 bits as float32.
 
     Args:
-        samples: `(n, …)`.
+        samples: `(n, …)`, or a nest of such arrays.
         support: indices `(episodes, ways, shots)`, as `episode_indices` gives them.
         query: indices `(episodes, ways, queries)`.
         tasks: episodes a batch.
     """
 
-    def __init__(self, samples: np.ndarray, support: np.ndarray, query: np.ndarray, tasks: int):
+    def __init__(self, samples: Any, support: np.ndarray, query: np.ndarray, tasks: int):
         self._samples, self._support, self._query, self._tasks = samples, support, query, tasks
 
     @property
@@ -46,12 +47,16 @@ class DrawnEpisodes:
             query_x, query_y = self._part(self._query[start : start + self._tasks])
             yield {"support_x": support_x, "support_y": support_y, "query_x": query_x}, query_y
 
-    def _part(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _part(self, indices: np.ndarray) -> tuple[Any, np.ndarray]:
         tasks, ways, count = indices.shape
-        samples = self._samples[indices.reshape(tasks, ways * count)]
-        if samples.dtype == np.uint8:
-            samples = samples.astype("float32")
-        return samples, np.tile(np.repeat(np.arange(ways), count), (tasks, 1))
+        samples = sample_nest.take(self._samples, indices.reshape(tasks, ways * count))
+        return keras.tree.map_structure(_widened, samples), np.tile(
+            np.repeat(np.arange(ways), count), (tasks, 1)
+        )
+
+
+def _widened(x: np.ndarray) -> np.ndarray:
+    return x.astype("float32") if x.dtype == np.uint8 else x
 
 
 class GivenEpisodes:
@@ -105,7 +110,8 @@ class EpisodesKey:
 def are_given(data: Any) -> bool:
     """Whether data are episodes, not samples and their labels."""
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2
-    return isinstance(data, tf.data.Dataset) or (is_pair and isinstance(data[0], dict))
+    is_episode = is_pair and isinstance(data[0], dict) and "support_x" in data[0]
+    return isinstance(data, tf.data.Dataset) or is_episode
 
 
 def batches_of_tasks(name: str, episodes: Any) -> tuple[Iterable, int | None]:

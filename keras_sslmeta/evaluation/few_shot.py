@@ -8,15 +8,17 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.data.episode_indices import episode_indices
+from keras_sslmeta.data.labelled_arrays import labelled_arrays
 from keras_sslmeta.evaluation.episode_source import (
     TASKS,
     DrawnEpisodes,
     GivenEpisodes,
     are_given,
 )
-from keras_sslmeta.evaluation.features import as_labels, encode, unit_length
+from keras_sslmeta.evaluation.features import encode, unit_length
 from keras_sslmeta.evaluation.few_shot_result import FewShotResult
 from keras_sslmeta.evaluation.heads import Prototype
+from keras_sslmeta.mechanisms import sample_nest
 from keras_sslmeta.meta.episodic import EpisodicModel
 
 _BLOCK = 2**23  # Numbers gathered at a time: 64 MB of float64.
@@ -52,7 +54,8 @@ def few_shot(
         encoder: a `keras.Model`, whose `predict` gives the features (that of our self-supervised
             models gives the encoder's output); another callable from an array of samples to
             features; None for the samples themselves; or a meta-learner, such as `MAML`.
-        data: `(x, y)`: samples `(n, …)` and a label of each, `(n,)`, integers or strings.
+        data: `(x, y)`: samples `(n, …)`, or a dictionary or tuple of such arrays for networks of
+            several inputs, and a label of each, `(n,)`, integers or strings.
             Take classes or samples that training never saw. Or episodes, to take as they are: a
             finite `tf.data.Dataset`, such as `data.episodes(…, episodes=600)`, batched or not, or
             one pair of arrays `({"support_x", "support_y", "query_x"}, query_y)`, each with an axis
@@ -131,8 +134,7 @@ def _drawn(data: Any, sizes: dict, features_of: Callable | None) -> DrawnEpisode
             "`data` must be a pair, (x, y), or a tf.data.Dataset of episodes. "
             f"Received: {type(data).__name__}"
         )
-    x = np.asarray(data[0])
-    labels = as_labels(data[1], "data[1]", len(x))
+    x, labels = labelled_arrays(data)
     # Drawn first: it checks the arguments, and encoding may take long.
     support, query = episode_indices(labels, **sizes)
     if features_of is None:
@@ -144,15 +146,19 @@ def _drawn(data: Any, sizes: dict, features_of: Callable | None) -> DrawnEpisode
 
 def _encoded(inputs: dict, features_of: Callable) -> dict:
     """Given episodes with features for samples."""
-    if not all(hasattr(inputs[key], "shape") for key in ("support_x", "query_x")):
-        raise ValueError(
-            "`data` must hold one array of samples for an encoder, not a nest of them. "
-            f"Received: support_x of type {type(inputs['support_x']).__name__}"
-        )
     support_x, query_x = inputs["support_x"], inputs["query_x"]
-    tasks, count = support_x.shape[:2]
-    samples = [x.reshape(-1, *x.shape[2:]) for x in (support_x, query_x)]
-    features = features_of(np.concatenate(samples))
+    nests = [keras.tree.map_structure(lambda x: None, x) for x in (support_x, query_x)]
+    if nests[0] != nests[1]:
+        raise ValueError(
+            "`data` must hold `support_x` and `query_x` as one array each, or as one kind of nest. "
+            f"Received: {type(support_x).__name__} and {type(query_x).__name__}"
+        )
+    tasks, count = sample_nest.shapes(support_x)[0][:2]
+
+    def in_a_row(*parts):
+        return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in parts])
+
+    features = features_of(keras.tree.map_structure(in_a_row, support_x, query_x))
     support, query = np.split(features, [tasks * count])
     return {
         **inputs,

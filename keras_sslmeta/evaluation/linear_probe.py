@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_sslmeta.data.labelled_arrays import labelled_arrays
 from keras_sslmeta.evaluation.features import encode
-from keras_sslmeta.evaluation.labelled_set import labelled_set
 from keras_sslmeta.evaluation.linear_probe_result import LinearProbeResult
-from keras_sslmeta.mechanisms import arguments
+from keras_sslmeta.mechanisms import arguments, sample_nest
 
 _GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _HELD_OUT = 0.2  # Of the training samples, to choose C on.
@@ -47,8 +47,9 @@ def linear_probe(
         encoder: a `keras.Model`, whose `predict` gives the features (that of our self-supervised
             models gives the encoder's output); another callable from an array of samples to
             features; or None where the samples are features already.
-        train: `(x, y)`, samples `(n, …)` and a label of each, `(n,)`, integers or strings; or a
-            finite `tf.data.Dataset` of such pairs, batched or not.
+        train: `(x, y)`, samples `(n, …)`, for encoders of several inputs a dictionary or tuple of such
+            arrays, and a label of each, `(n,)`, integers or strings; or a finite `tf.data.Dataset` of
+            such pairs, batched or not.
         test: the same, of the samples that are predicted.
         C: inverse of the penalty; or several, to choose from. Default: from 1e-4 to 10 by factors
             of 10.
@@ -84,7 +85,8 @@ def linear_probe(
     _check_fraction(fraction)
     arguments.count("batch_size", batch_size)
     random = np.random.default_rng(arguments.seed(seed))
-    (train_x, train_y), (test_x, test_y) = labelled_set("train", train), labelled_set("test", test)
+    train_x, train_y = labelled_arrays(train, "train")
+    test_x, test_y = labelled_arrays(test, "test")
     if (train_y.dtype.kind in "US") != (test_y.dtype.kind in "US"):
         raise ValueError(
             "`train` and `test` must have labels of one type. "
@@ -92,7 +94,7 @@ def linear_probe(
         )
     if fraction < 1:
         kept = stratified(train_y, fraction, random)
-        train_x, train_y = train_x[kept], train_y[kept]
+        train_x, train_y = sample_nest.take(train_x, kept), train_y[kept]
     features, asked = encode(encoder, train_x, batch_size), encode(encoder, test_x, batch_size)
     if features.shape[1] != asked.shape[1]:
         raise ValueError(

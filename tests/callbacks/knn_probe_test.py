@@ -303,8 +303,11 @@ def test_two_probes_need_two_names():
             {"train": X},
             r"`train` must be a pair, \(x, y\), or a tf.data.Dataset.*Received: ndarray",
         ),
-        ({"test": (X, Y[:3])}, "3 labels for 50 samples"),
-        ({"test": (X[:0], Y[:0])}, "`test` must hold samples"),
+        (
+            {"test": (X, Y[:3])},
+            r"`test` must be samples and labels of one length.*\(50, 4\), \(3,\)",
+        ),
+        ({"test": (X[:0], Y[:0])}, "`test` must be .* with a sample at least"),
         ({"train": (X, np.eye(50))}, "of one-hot labels, the argmax"),
     ],
 )

@@ -320,9 +320,9 @@ def test_tensorboard_sees_it(tmp_path):
 
 
 def test_samples_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"`samples` must hold .*\(6, 6, 1\).*Received: \(36,\)"):
+    with pytest.raises(ValueError, match=r"`samples` must be as .*\(6, 6, 1\).*Received: \(36,\)"):
         model().fit(X, verbose=0, callbacks=[RepresentationHealth(X.reshape(96, 36))])
-    with pytest.raises(ValueError, match=r"`samples` must hold .*Received: \(5, 6, 1\)"):
+    with pytest.raises(ValueError, match=r"`samples` must be as .*Received: \(5, 6, 1\)"):
         model().fit(X, verbose=0, callbacks=[RepresentationHealth(np.zeros((9, 2, 5, 6, 1)))])
 
 

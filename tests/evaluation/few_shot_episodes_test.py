@@ -88,7 +88,7 @@ def test_other_episodes_are_told_apart(given):
         ({"query_y": lambda y: y[1:]}, "the same number of tasks. Received: 36, 37"),
         ({"query_x": lambda x: 3}, "arrays with an axis of tasks in front"),
         ({"query_x": lambda x: x[:0]}, "the same number of tasks. Received: 0, 37"),
-        ({"support_x": lambda x: {"a": x}}, "one array of samples for an encoder"),
+        ({"support_x": lambda x: {"a": x}}, "one kind of nest. Received: dict and ndarray"),
     ],
 )
 def test_bad_given_episodes(given, change, message):
