@@ -170,7 +170,7 @@ def cluster_labels(
             f"Received: {np.count_nonzero(~np.isfinite(features))} numbers that aren't"
         )
     bar = keras.utils.Progbar(
-        partitions, verbose=1 if verbose == "auto" else int(verbose), unit_name="partition"
+        partitions, verbose=arguments.verbosity(verbose), unit_name="partition"
     )
     labels = np.empty((partitions, len(features)), "int64")
     for partition in range(partitions):
@@ -231,8 +231,7 @@ def _checked_labels(labels: Any, count: int) -> np.ndarray:
 def _check_clustering(clusters: Any, partitions: Any, verbose: Any) -> None:
     arguments.count("clusters", clusters)
     arguments.count("partitions", partitions)
-    if verbose not in ("auto", 0, 1, 2):
-        raise ValueError(f'`verbose` must be "auto", 0, 1 or 2. Received: verbose={verbose!r}')
+    arguments.verbosity(verbose)
 
 
 def _check_clusters_hold(clusters: int, ways: int) -> None:

@@ -62,10 +62,10 @@ def adaptation_curve(
         - Finn, Abbeel and Levine 2017, Model-Agnostic Meta-Learning for Fast Adaptation of Deep
           Networks, figure 3 (such a curve)
     """
-    _check_arguments(model, steps, metric, verbose)
+    _check_arguments(model, steps, metric)
+    level = arguments.verbosity(verbose)
     steps = int(steps)
     batches, count = batches_of_tasks("episodes", episodes)
-    level = 1 if verbose == "auto" else int(verbose)
     bar = keras.utils.Progbar(
         count, verbose=level, unit_name="batch", stateful_metrics=("before", "after")
     )
@@ -195,7 +195,7 @@ def _name(metric: Any) -> str:
     return name if name.isidentifier() else "metric"
 
 
-def _check_arguments(model: Any, steps: Any, metric: Any, verbose: Any) -> None:
+def _check_arguments(model: Any, steps: Any, metric: Any) -> None:
     if not callable(getattr(model, "predict_along", None)):
         raise ValueError(
             "`model` must be a meta-learner with `predict_along`, such as keras_sslmeta.MAML. "
@@ -211,8 +211,6 @@ def _check_arguments(model: Any, steps: Any, metric: Any, verbose: Any) -> None:
             "beside its classes: keras.losses.mean_squared_error, not MeanSquaredError. "
             f"Received: {metric!r}"
         )
-    if verbose not in ("auto", 0, 1, 2):
-        raise ValueError(f'`verbose` must be "auto", 0, 1 or 2. Received: verbose={verbose!r}')
 
 
 def _check_predictions(predictions: Any, query_y: Any, steps: int) -> None:

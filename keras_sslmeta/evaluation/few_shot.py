@@ -18,7 +18,7 @@ from keras_sslmeta.evaluation.episode_source import (
 from keras_sslmeta.evaluation.features import encode, unit_length
 from keras_sslmeta.evaluation.few_shot_result import FewShotResult
 from keras_sslmeta.evaluation.heads import Prototype
-from keras_sslmeta.mechanisms import sample_nest
+from keras_sslmeta.mechanisms import arguments, sample_nest
 from keras_sslmeta.meta.episodic import EpisodicModel
 
 _BLOCK = 2**23  # Numbers gathered at a time: 64 MB of float64.
@@ -100,7 +100,8 @@ def few_shot(
           Learning (normalisation)
     """
     is_meta = isinstance(encoder, EpisodicModel)
-    level = _level(verbose, is_short=head is None and not is_meta and not are_given(data))
+    is_short = head is None and not is_meta and not are_given(data)
+    level = arguments.verbosity(verbose, is_short)
     _check_head(head, is_meta)
     head = Prototype() if head is None else head
     sizes = {"ways": ways, "shots": shots, "queries": queries, "episodes": episodes, "seed": seed}
@@ -201,12 +202,6 @@ def _accuracies(scores: np.ndarray, query_y: np.ndarray) -> np.ndarray:
     """Fraction of the queries whose highest score is their class's, in each episode."""
     found = np.isfinite(scores.max(axis=-1))  # The maximum with a NaN is NaN.
     return ((scores.argmax(axis=-1) == query_y) & found).mean(axis=1)
-
-
-def _level(verbose: Any, is_short: bool) -> int:
-    if verbose not in ("auto", 0, 1, 2):
-        raise ValueError(f'`verbose` must be "auto", 0, 1 or 2. Received: verbose={verbose!r}')
-    return int(not is_short) if verbose == "auto" else int(verbose)
 
 
 def _check_head(head: Any, is_meta: bool) -> None:

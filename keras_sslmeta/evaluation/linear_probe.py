@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_sslmeta.data.labelled_arrays import labelled_arrays
@@ -13,6 +14,7 @@ from keras_sslmeta.mechanisms import arguments, sample_nest
 
 _GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _HELD_OUT = 0.2  # Of the training samples, to choose C on.
+_LONG = 10**6  # Numbers of features, above which choosing C takes more than some seconds.
 _MOST_ITERATIONS = 1000  # Of L-BFGS.
 
 
@@ -25,6 +27,7 @@ def linear_probe(
     classifier: Any = None,
     batch_size: int = 256,
     seed: int = 0,
+    verbose: int | str = "auto",
 ) -> LinearProbeResult:
     """Measures how well a linear classifier tells classes apart on an encoder's frozen features.
 
@@ -59,6 +62,8 @@ def linear_probe(
             a clone is fitted to the standardised features. Default: logistic regression.
         batch_size: samples encoded at a time. Defaults to 256.
         seed: of the draws of samples. Defaults to 0.
+        verbose: 0 for silence, 1 for a progress bar over the fits, 2 for a line at the end. Defaults to
+            "auto", which is 1 for a choice of `C` on a million numbers or more.
 
     Returns:
         A `LinearProbeResult`: `accuracy`, `half_interval`, `macro_accuracy`, `top_k_accuracy(k)`,
@@ -85,6 +90,7 @@ def linear_probe(
     _check_fraction(fraction)
     arguments.count("batch_size", batch_size)
     random = np.random.default_rng(arguments.seed(seed))
+    arguments.verbosity(verbose)
     train_x, train_y = labelled_arrays(train, "train")
     test_x, test_y = labelled_arrays(test, "test")
     if (train_y.dtype.kind in "US") != (test_y.dtype.kind in "US"):
@@ -109,15 +115,19 @@ def linear_probe(
             "`train` must hold finite features of two classes at least. "
             f"Received: {len(features)} of them, of {len(classes)} classes"
         )
+    fits = len(grid) + 1 if len(grid) > 1 else 1
+    is_short = fits == 1 or features.size < _LONG
+    bar = keras.utils.Progbar(fits, verbose=arguments.verbosity(verbose, is_short), unit_name="fit")
     chosen = None
     if classifier is None:
-        chosen = _best(features, class_ids, grid, random)
+        chosen = _best(features, class_ids, grid, random, bar)
         model = _logistic(chosen)
     else:
         from sklearn.base import clone
 
         model = clone(classifier)
     pipeline = _standardised(model).fit(features, class_ids)
+    bar.update(fits)
     ranks = _ranks(pipeline, classes, asked, test_y)
     return LinearProbeResult(ranks, test_y, len(classes), chosen, len(features))
 
@@ -131,7 +141,7 @@ def stratified(labels: np.ndarray, fraction: float, random: np.random.Generator)
     return np.sort(np.concatenate(kept))
 
 
-def _best(features, labels, grid, random) -> float:
+def _best(features, labels, grid, random, bar) -> float:
     """The C that is most accurate on held-out samples; of equals the smallest."""
     if len(grid) == 1:
         return grid[0]
@@ -146,9 +156,10 @@ def _best(features, labels, grid, random) -> float:
     with warnings.catch_warnings():
         # Of values of C that are not taken; the last fit says it for itself.
         warnings.filterwarnings("ignore", category=_convergence_warning())
-        for strength in grid:
+        for number, strength in enumerate(grid, 1):
             model = _standardised(_logistic(strength)).fit(features[learnt], labels[learnt])
             scores.append(model.score(features[held], labels[held]))
+            bar.update(number)
     return grid[int(np.argmax(scores))]
 
 

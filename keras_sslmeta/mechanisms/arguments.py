@@ -48,6 +48,13 @@ def seed(value: Any) -> int:
     return int(value)
 
 
+def verbosity(value: Any, is_short: bool = False) -> int:
+    """What `keras.utils.Progbar` takes; `"auto"` is a bar, but for work that is short."""
+    if value not in ("auto", 0, 1, 2):
+        raise ValueError(f'`verbose` must be "auto", 0, 1 or 2. Received: verbose={value!r}')
+    return int(not is_short) if value == "auto" else int(value)
+
+
 def labels(name: str, value: Any, kinds: str = "biufUS") -> np.ndarray:
     """Labels `(n,)`, integers or strings; a trailing axis of one is dropped.
 

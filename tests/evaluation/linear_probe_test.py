@@ -191,6 +191,20 @@ def test_paired_difference(blobs):
         a.top_k_accuracy(4)
 
 
+def test_progress(blobs, capsys):
+    linear_probe(None, *blobs)
+    assert capsys.readouterr().out == ""
+    linear_probe(None, *blobs, verbose=1)
+    assert "7/7" in capsys.readouterr().out
+    linear_probe(None, *blobs, C=[0.1, 1.0], verbose=2)
+    assert "3/3" in capsys.readouterr().out
+    wide = [(np.tile(x, 1000), y) for x, y in blobs]
+    linear_probe(None, *wide, C=[1e-4, 1e-3])
+    assert "3/3" in capsys.readouterr().out
+    linear_probe(None, *wide, C=1e-4)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -202,6 +216,7 @@ def test_paired_difference(blobs):
         ({"fraction": 1.5}, "`fraction` must be"),
         ({"batch_size": 0}, "`batch_size` must be"),
         ({"seed": -1}, "`seed` must be"),
+        ({"verbose": 3}, '`verbose` must be "auto", 0, 1 or 2. Received: verbose=3'),
         ({"train": np.zeros((3, 2))}, r"`train` must be a pair, \(x, y\), or a tf.data.Dataset"),
         ({"train": (np.zeros((3, 6)), [1, 1, 1])}, "two classes at least.*3 of them, of 1"),
         ({"train": (np.zeros((3, 6)), [1, 2, 3])}, "samples to choose `C` on"),
