@@ -1,15 +1,13 @@
-"""The parent of the random image layers: ranks, dtypes, the seed and the `training` flag."""
+"""The parent of the random image layers: ranks, dtypes and the `training` flag."""
 
 import abc
 
-import keras
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import cross_replica
-from keras_sslmeta.mechanisms.random_state import SavedRandomState
+from keras_sslmeta.layers.random_augmentation import RandomAugmentation
 
 
-class ImageAugmentation(SavedRandomState, abc.ABC):
+class ImageAugmentation(RandomAugmentation):
     """A random image layer: subclass it and write `augment`.
 
     The layer takes one image `(height, width, channels)` or a batch `(batch, height, width,
@@ -51,11 +49,6 @@ class ImageAugmentation(SavedRandomState, abc.ABC):
     TensorShape([4, 8, 8, 3])
     """
 
-    def __init__(self, seed: int | None = None, **kwargs):
-        super().__init__(**kwargs)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-
     @abc.abstractmethod
     def augment(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Augments a batch, each image by its own draw; a pure function of its arguments.
@@ -77,38 +70,11 @@ class ImageAugmentation(SavedRandomState, abc.ABC):
     def check_images(self, shape: tuple[int | None, ...]) -> None:
         """Raises a ValueError for images that the layer cannot take; unknown sizes are None."""
 
-    @staticmethod
-    def split(seed: tf.Tensor, count: int = 2) -> list[tf.Tensor]:
-        """Independent seeds to draw from."""
-        return tf.unstack(_without_sign(tf.random.split(_without_sign(seed), count)))
-
-    @staticmethod
-    def uniform(
-        seed: tf.Tensor, shape, minimum: float = 0.0, maximum: float = 1.0, dtype="float32"
-    ) -> tf.Tensor:
-        """Numbers uniform in `[minimum, maximum)`, the same in every dtype and under XLA.
-
-        `tf.random.stateless_uniform` gives other floats when XLA compiles it, but equal integers.
-        """
-        bits = tf.random.stateless_uniform(shape, _without_sign(seed), None, None, tf.uint32)
-        fraction = tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), dtype) * 2**-24
-        return minimum + (maximum - minimum) * fraction
-
-    @classmethod
-    def apply_to_some(
-        cls, seed: tf.Tensor, probability: float, augmented: tf.Tensor, images: tf.Tensor
-    ) -> tf.Tensor:
-        """Takes each image from `augmented` with the probability, and from `images` otherwise."""
-        draw = cls.uniform(seed, tf.shape(images)[:1])
-        # This op selects whole images; `tf.where` broadcasts the mask, three times slower on a CPU.
-        return tf.raw_ops.Select(condition=draw < probability, x=augmented, y=images)
-
     def call(self, images, training=True):
         images = tf.convert_to_tensor(images)
         output_shape = self.compute_output_shape(images.shape)
         is_batch = len(output_shape) == 4
-        working_dtype = "float64" if self.compute_dtype == "float64" else "float32"
-        batch = tf.cast(images, working_dtype)
+        batch = tf.cast(images, self.working_dtype)
         batch = batch if is_batch else batch[tf.newaxis]
         if training:
             batch = self.augment(batch, self._next_seed())
@@ -126,16 +92,3 @@ class ImageAugmentation(SavedRandomState, abc.ABC):
             )
         self.check_images(tuple(input_shape))
         return tuple(input_shape)
-
-    def get_config(self):
-        return {**super().get_config(), "seed": self.seed}
-
-    def _next_seed(self) -> tf.Tensor:
-        # The generator counts in int64, and XLA's random ops want int32.
-        seed = tf.cast(tf.math.floormod(self.seed_generator.next(), tf.int32.max), tf.int32)
-        return _without_sign(tf.random.fold_in(seed, cross_replica.replica_id()))
-
-
-def _without_sign(seed) -> tf.Tensor:
-    # XLA and TensorFlow's own kernels (2.21) draw different bits from a negative seed.
-    return tf.bitwise.bitwise_and(tf.cast(seed, tf.int32), tf.int32.max)
