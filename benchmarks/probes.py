@@ -1,0 +1,113 @@
+"""What the probes of pretraining cost: an epoch of `fit` with each callback and without, and the probe alone.
+
+    python benchmarks/probes.py                         # the table below
+    python benchmarks/probes.py --samples 2048 --train 512 --test 256 --rounds 2
+
+SimCLR on random 32×32 images, four convolutions of 32 to 256 filters, batch 256. Every round fits one epoch
+without callbacks and one with each, in another order each time, on one model whose functions have been made.
+"In `fit`" is the median over rounds of an epoch with the callback less the epoch without it of the same
+round; "alone" the median of the measurement itself. What exceeds it is what `fit` is slowed beyond that.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import argparse
+import statistics
+import time
+
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument("--samples", type=int, default=10_240, help="of an epoch (10240)")
+parser.add_argument("--train", type=int, default=5_000, help="labelled, to compare with (5000)")
+parser.add_argument("--test", type=int, default=1_000, help="labelled, to measure (1000)")
+parser.add_argument("--health", type=int, default=512, help="of RepresentationHealth (512)")
+parser.add_argument("--rounds", type=int, default=5, help="(5)")
+arguments = parser.parse_args()
+
+import keras
+import numpy as np
+
+import keras_sslmeta as ksm
+
+
+class Clocked:
+    """A callback whose measurements are timed."""
+
+    def __init__(self, probe):
+        self.probe, self.measurement, self.seconds = probe, probe._values, []
+        probe._values = self
+
+    def __call__(self):
+        began = time.perf_counter()
+        values = self.measurement()
+        self.seconds.append(time.perf_counter() - began)
+        return values
+
+
+def made_model():
+    layers = [keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 255)]
+    for width in (32, 64, 128, 256):
+        layers += [
+            keras.layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+        ]
+    encoder = keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D()])
+    augmentation = ksm.layers.SimCLRAugmentation(32, strength=0.5, blur_probability=0.0, seed=1)
+    model = ksm.SimCLR(encoder, augmentation)
+    model.compile(keras.optimizers.Adam(1e-3))
+    return model
+
+
+def labelled(random, count):
+    return random.integers(0, 256, (count, 32, 32, 3)).astype("uint8"), random.integers(
+        0, 10, count
+    )
+
+
+def main():
+    random = np.random.default_rng(0)
+    keras.utils.set_random_seed(0)
+    model, (x, _) = made_model(), labelled(random, arguments.samples)
+    train, test = labelled(random, arguments.train), labelled(random, arguments.test)
+    clocks = {
+        "KNNProbe": Clocked(ksm.callbacks.KNNProbe(train, test)),
+        "LinearProbe": Clocked(ksm.callbacks.LinearProbe(train, test)),
+        "RepresentationHealth": Clocked(
+            ksm.callbacks.RepresentationHealth(test[0][: arguments.health], alarm=False)
+        ),
+    }
+    differences = {name: [] for name in clocks}
+    epochs = []
+
+    def epoch(clock=None):
+        began = time.perf_counter()
+        model.fit(x, batch_size=256, verbose=0, callbacks=[clock.probe] if clock else [])
+        return time.perf_counter() - began
+
+    for number in range(1 + arguments.rounds):  # The first makes the functions.
+        names = [None, *clocks]
+        names = names[number % 4 :] + names[: number % 4]
+        seconds = {name: epoch(clocks.get(name)) for name in names}
+        if number:
+            epochs.append(seconds[None])
+            for name, values in differences.items():
+                values.append(seconds[name] - seconds[None])
+        else:
+            for clock in clocks.values():
+                clock.seconds.clear()
+    print(
+        f"An epoch of {arguments.samples:,} images without probes: {statistics.median(epochs):.2f} s"
+    )
+    print("| callback | in `fit`, s | alone, s | difference, % of the epoch |")
+    print("|---|---|---|---|")
+    for name, clock in clocks.items():
+        inside, alone = statistics.median(differences[name]), statistics.median(clock.seconds)
+        share = 100 * (inside - alone) / statistics.median(epochs)
+        print(f"| {name} | {inside:.2f} | {alone:.2f} | {share:+.1f} |")
+
+
+main()
