@@ -59,6 +59,22 @@ def test_steps_are_measured_and_rows_kept(tmp_path):
 
 
 @pytest.mark.slow
+def test_cost_of_probes_and_of_large_batches_is_measured(tmp_path):
+    sizes = ["--samples", "512", "--train", "64", "--test", "32", "--health", "32", "--rounds", "1"]
+    done = run(tmp_path, "probes.py", *sizes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert [row[1].strip() for row in rows] == ["KNNProbe", "LinearProbe", "RepresentationHealth"]
+    assert all(float(row[3]) > 0 for row in rows)
+    done = run(tmp_path, "large_batch.py", "--rows", "32:0", "32:8", "--steps", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| 32")]
+    assert [row[2].strip() for row in rows] == ["all", "8"]
+    whole, parts = (float(row[5]) for row in rows)
+    assert whole == pytest.approx(parts, rel=0.1)  # Of other views.
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     not TFDS.exists(), reason="needs image sets prepared by TFDS beside the checkout"
 )
