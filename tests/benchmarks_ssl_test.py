@@ -66,6 +66,11 @@ def test_cost_of_probes_and_of_large_batches_is_measured(tmp_path):
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     assert [row[1].strip() for row in rows] == ["KNNProbe", "LinearProbe", "RepresentationHealth"]
     assert all(float(row[3]) > 0 for row in rows)
+    sizes = ["--epochs", "1", "--samples", "512", "--plain_samples", "512"]
+    done = run(tmp_path, "epoch_ends.py", *sizes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("|") for line in done.stdout.splitlines() if "SimCLR |" in line]
+    assert [row[5].strip() for row in rows] == ["0 of 1"]
     done = run(tmp_path, "large_batch.py", "--rows", "32:0", "32:8", "--steps", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| 32")]

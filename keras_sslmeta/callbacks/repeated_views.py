@@ -30,7 +30,7 @@ class RepeatedViews:
         self.samples = samples
         self.augmentation, self.views, self.encoder = augmentation, views, encoder
         spec = keras.tree.map_structure(
-            lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), samples
+            lambda x: tf.TensorSpec((None, *x.shape[1:]), tf.constant(x[:1]).dtype), samples
         )
         self._variables: list[Any] = []
         tf.function(self._trace, autograph=False).get_concrete_function(spec)

@@ -9,10 +9,10 @@ import numpy as np
 
 from keras_sslmeta.callbacks.encoder_probe import EncoderProbe, check_name
 from keras_sslmeta.callbacks.repeated_views import RepeatedViews
-from keras_sslmeta.evaluation.features import encode, input_shapes
+from keras_sslmeta.evaluation.features import encode
 from keras_sslmeta.evaluation.representation_health import representation_health
 from keras_sslmeta.evaluation.representation_health_result import RepresentationHealthResult
-from keras_sslmeta.mechanisms import arguments, augmented_views, sample_nest
+from keras_sslmeta.mechanisms import arguments, augmented_views, encoder_shapes, sample_nest
 
 
 class RepresentationHealth(EncoderProbe):
@@ -99,8 +99,7 @@ class RepresentationHealth(EncoderProbe):
         name: str | None = None,
     ):
         x = sample_nest.as_arrays(samples)
-        lengths = {shape[:1] for shape in sample_nest.shapes(x)}
-        if len(lengths) != 1 or lengths & {(), (0,), (1,)}:
+        if sample_nest.length(x) < 2:
             raise ValueError(
                 "`samples` must be samples (n, …), two at least, or a nest of such arrays. "
                 f"Received: shapes {sample_nest.described(x)}"
@@ -187,12 +186,22 @@ class RepresentationHealth(EncoderProbe):
         if self._repeated is not None:
             return self.views
         x = self.samples["samples"]
-        return sample_nest.shapes(x)[0][1] if self._are_views(x) else 1
+        return encoder_shapes.paired(self._encoder(), x)[0][2].shape[1] if self._are_views(x) else 1
 
     def _are_views(self, x):
         """Told by rank: one axis more than the encoder's samples have."""
-        inputs = input_shapes(self._encoder(), x)
-        return bool(inputs) and all(len(wanted) + 1 == len(held) for wanted, held in inputs)
+        encoder = self._encoder()
+        is_known = isinstance(encoder, keras.Model) and encoder.built
+        inputs = encoder_shapes.paired(encoder, x) if is_known else []
+        if not inputs or any(len(wanted) + 1 != held.ndim for _, wanted, held in inputs):
+            return False
+        counts = {held.shape[1] for _, _, held in inputs}
+        if len(counts) > 1:
+            raise ValueError(
+                "`samples` must hold as many views of each input, on axis 1. "
+                f"Received: shapes {sample_nest.described(x)}"
+            )
+        return True
 
     def _augmentation(self):
         if self.augmentation is not None:

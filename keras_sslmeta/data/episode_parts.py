@@ -14,15 +14,14 @@ TURNS = 4  # By 0, 90, 180 and 270 degrees.
 def sample_arrays(x: Any) -> tuple[Any, int]:
     """Unlabelled samples as a nest of NumPy arrays, and their number; a list is an array here."""
     x = sample_nest.as_arrays(x)
-    lengths = {shape[:1] for shape in sample_nest.shapes(x)}
     is_numeric = all(array.dtype.kind in "biuf" for array in keras.tree.flatten(x))
-    if not is_numeric or len(lengths) != 1 or lengths & {(), (0,)}:
+    if not is_numeric or not sample_nest.length(x):
         raise ValueError(
             "`x` must be an array of numbers, (n, …), with a sample at least, or a nest of such "
             f"arrays of one length. Received: shapes {sample_nest.described(x)}, "
             f"dtypes {', '.join(str(array.dtype) for array in keras.tree.flatten(x))}"
         )
-    return x, sample_nest.count(x)
+    return x, sample_nest.length(x)
 
 
 def reader(x: Any, turned: bool = False):

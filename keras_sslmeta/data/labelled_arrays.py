@@ -37,15 +37,15 @@ def labelled_arrays(data: Any, name: str = "data", kinds: str = "biufUS") -> tup
             f"`{name}` must be a pair, (x, y), or a tf.data.Dataset of such pairs. "
             f"Received: {type(data).__name__}{held}"
         )
-    x = sample_nest.as_arrays(x)
+    samples = sample_nest.as_arrays(x)
     labels = arguments.labels(f"{name}[1]", y, kinds)
-    lengths = {shape[:1] for shape in sample_nest.shapes((x, labels))}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
+    if not sample_nest.length(samples, labels):
+        hint = "A list is one array; several inputs are a tuple. " if isinstance(x, list) else ""
         raise ValueError(
-            f"`{name}` must be samples and labels of one length, with a sample at least. "
-            f"Received: shapes {sample_nest.described((x, labels))}"
+            f"`{name}` must be samples and labels of one length, with a sample at least. {hint}"
+            f"Received: samples {sample_nest.described(samples)}, labels {labels.shape}"
         )
-    return x, labels
+    return samples, labels
 
 
 def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, Any]:
@@ -64,8 +64,8 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, Any]:
         dataset = dataset.unbatch()
     elif not isinstance(spec[1], tf.TensorSpec) or spec[1].shape.rank not in (None, 0):
         raise ValueError(
-            f"`{name}` must be a dataset with one integer or string a sample for label: take the argmax "
-            f"of one-hot labels. Received: labels {spec[1]}"
+            f"`{name}` must be a dataset of samples with one integer or string each for label, batched or "
+            f"not; of one-hot labels, take the argmax. Received: {spec}"
         )
     try:
         batches = list(dataset.batch(_BATCH).as_numpy_iterator())
@@ -76,7 +76,13 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, Any]:
         ) from error
     if not batches:
         raise ValueError(f"`{name}` must hold a sample at least. Received: an empty dataset")
-    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+    x, y = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+    if spec[1].shape.rank and _are_one_hot(y, spec[1].shape[0]):
+        raise ValueError(
+            f"`{name}` must have one integer or string a sample for label: of one-hot labels, take the "
+            f"argmax. Received: labels {spec[1]}"
+        )
+    return x, y
 
 
 def _is_batched(x: Any, y: Any) -> bool:
@@ -86,4 +92,13 @@ def _is_batched(x: Any, y: Any) -> bool:
         return False
     if y.shape.rank == 2 and y.shape[1] != 1:
         return False
-    return all(s.shape.rank for s in specs) and len({s.shape[0] for s in specs} - {None}) < 2
+    sizes = {s.shape[0] for s in specs if s.shape.rank}
+    return all(s.shape.rank != 0 for s in specs) and len(sizes - {None}) < 2
+
+
+def _are_one_hot(labels: np.ndarray, size: int | None) -> bool:
+    """Whether what passed for batches of labels of that size were classes of single samples."""
+    if size in (None, 1) or labels.dtype.kind not in "biuf":
+        return False
+    rows = labels.reshape(-1, size)
+    return bool(np.isin(rows, (0, 1)).all() and (rows.sum(axis=1) == 1).all())

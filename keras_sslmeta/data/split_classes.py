@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_sslmeta.data.labelled_arrays import labelled_arrays
-from keras_sslmeta.mechanisms import arguments
+from keras_sslmeta.mechanisms import arguments, sample_nest
 
 
 def split_classes(
@@ -54,8 +53,7 @@ def split_classes(
     parts = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         members = np.flatnonzero(np.isin(label_ids, order[start:end]))
-        part_x = keras.tree.map_structure(lambda array, rows=members: array[rows], x)
-        parts.append((part_x, labels[members]))
+        parts.append((sample_nest.take(x, members), labels[members]))
     return tuple(parts)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import arguments
+from keras_sslmeta.mechanisms.prompt_epochs import untuned
 
 BLOCK = 256  # Tasks drawn at a time.
 _END = 2**63 - 1
@@ -56,7 +57,7 @@ def task_stream(
 
 def finished(dataset: tf.data.Dataset, episodes: int | None) -> tf.data.Dataset:
     """`dataset` with its cardinality, prefetched, and to be shared out by episodes."""
-    options = tf.data.Options()
+    options = untuned()
     # There are no files to share out among workers: each takes its part of every batch.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     cardinality = tf.data.INFINITE_CARDINALITY if episodes is None else episodes

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.mechanisms import arguments, augmented_views
+from keras_sslmeta.mechanisms import arguments, augmented_views, sample_nest
+from keras_sslmeta.mechanisms.prompt_epochs import untuned
 
 _BUFFER = 10_000  # Samples of a dataset to shuffle among, where its user names no number.
 
@@ -108,7 +109,7 @@ def _batches_of_arrays(x, y, batch_size, shuffle, seed, drop_remainder) -> tf.da
     else:
         indices = tf.data.Dataset.range(count)
     batches = count // batch_size if drop_remainder else -(-count // batch_size)
-    options = tf.data.Options()
+    options = untuned()
     # There are no files to share out among workers: each takes its part of every batch.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return (
@@ -155,14 +156,12 @@ def _tensors(arrays):
 
 def _common_length(*nests) -> int:
     """The number of samples of arrays that go together."""
-    shapes = [tuple(array.shape) for array in keras.tree.flatten(nests)]
-    lengths = {shape[:1] for shape in shapes}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
+    if not sample_nest.length(*nests):
         raise ValueError(
             "`x` and `y` must be arrays of one length, with a sample at least. "
-            f"Received: shapes {', '.join(map(str, shapes))}"
+            f"Received: shapes {sample_nest.described(nests)}"
         )
-    return shapes[0][0]
+    return sample_nest.length(*nests)
 
 
 def _check_numbers(samples) -> None:

@@ -110,7 +110,8 @@ class EpisodesKey:
 def are_given(data: Any) -> bool:
     """Whether data are episodes, not samples and their labels."""
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2
-    is_episode = is_pair and isinstance(data[0], dict) and "support_x" in data[0]
+    parts = {"support_x", "support_y", "query_x"}  # One of them may be misspelt.
+    is_episode = is_pair and isinstance(data[0], dict) and bool(parts & set(data[0]))
     return isinstance(data, tf.data.Dataset) or is_episode
 
 

@@ -4,8 +4,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_sslmeta.mechanisms import arguments, encoder_shapes, sample_nest
+from keras_sslmeta.mechanisms.prompt_epochs import untuned
 
 
 def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
@@ -14,7 +16,7 @@ def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
     Args:
         encoder: a `keras.Model`, whose `predict` is called; another callable, called on
             `batch_size` samples at a time; or None for the samples themselves.
-        x: samples, `(n, …)`; for encoders of several inputs a dictionary or tuple of such arrays.
+        x: samples `(n, …)`, an array; for encoders of several inputs a nest of arrays.
         batch_size: samples a call. Defaults to 256.
 
     Returns:
@@ -24,7 +26,6 @@ def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
         ValueError: if the encoder is not callable, takes samples of another shape, or gives anything but
             one array with a row a sample.
     """
-    x = sample_nest.as_arrays(x)
     if encoder is None:
         return as_features(x, "data")
     if not callable(encoder):
@@ -34,9 +35,8 @@ def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
         )
     count = sample_nest.count(x)
     if isinstance(encoder, keras.Model):
-        check_samples(encoder, x, "Samples")
-        x = keras.tree.map_structure(_as_predict_takes_it, x)
-        outputs = encoder.predict(x, batch_size=batch_size, verbose=0)
+        check_samples(encoder, x, "Samples", sizes=False)
+        outputs = encoder.predict(_batches(x, count, batch_size), verbose=0)
     else:
         slices = [slice(i, i + batch_size) for i in range(0, count, batch_size)]
         batches = [encoder(sample_nest.take(x, part)) for part in slices]
@@ -51,40 +51,53 @@ def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
     return features
 
 
-def input_shapes(encoder: Any, x: Any) -> list[tuple[tuple, tuple]]:
-    """The shape that the encoder takes, `(None, …)`, beside that of the samples, for each input.
+def _batches(x: Any, count: int, batch_size: int) -> tf.data.Dataset:
+    """As Keras makes them of arrays, but untuned, and strings as tensors."""
+    with tf.device("CPU"):
+        tensors = keras.tree.map_structure(_as_tensor, keras.tree.lists_to_tuples(x))
+    if isinstance(tensors, tuple):
+        tensors = (tensors,)  # Or they were taken for samples and labels.
 
-    Empty where only a call will tell: of other than functional models, and of nests that differ.
+    def gathered(rows):
+        return keras.tree.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
+
+    indices = tf.data.Dataset.range(count).batch(batch_size)
+    return indices.map(gathered).prefetch(2).with_options(untuned())
+
+
+def _as_tensor(x: np.ndarray) -> tf.Tensor:
+    is_double = x.dtype == np.float64
+    return tf.convert_to_tensor(x.astype(keras.config.floatx()) if is_double else x)
+
+
+def check_samples(encoder: Any, x: Any, name: str, views: bool = False, sizes: bool = True) -> None:
+    """Refuses samples of other shapes than a functional encoder takes; or views, with one axis more.
+
+    Columns `(n,)` and `(n, 1)` are taken for each other, as Keras does. `sizes` are left to the encoder where
+    its `predict` may change them.
     """
-    expected = getattr(encoder, "input_shape", None) if isinstance(encoder, keras.Model) else None
-    if not isinstance(expected, (list, tuple)):
-        return []
-    wanted = encoder_shapes.flat_shapes(expected)
-    names = [tensor.name for tensor in encoder.inputs]
-    if isinstance(x, dict) and set(names) <= set(x):
-        x = tuple(x[name] for name in names)
-    held = sample_nest.shapes(x)
-    return list(zip(wanted, held, strict=True)) if len(wanted) == len(held) else []
-
-
-def check_samples(encoder: Any, x: Any, name: str, views: bool = False) -> None:
-    """Refuses samples of other shapes than the encoder takes; or views of them, with one axis more."""
-    for wanted, held in input_shapes(encoder, x):
-        sample = held[2:] if views else held[1:]
-        fits = len(wanted) == len(sample) + 1 and all(
-            size in (None, given) for size, given in zip(wanted[1:], sample, strict=True)
+    inputs = encoder_shapes.paired(encoder, x) if getattr(encoder, "inputs", None) else []
+    for key, shape, held in inputs:
+        sample, wanted = held.shape[2:] if views else held.shape[1:], shape[1:]
+        if _fits(sample, wanted, sizes) or {sample, wanted} == {(), (1,)}:
+            continue
+        of_input = f" for its input {key!r}" if len(inputs) > 1 else ""
+        raise ValueError(
+            f"{name} must be as the encoder takes them, {wanted} each{of_input} (a missing axis of channels "
+            "is added by `x[..., None]`; for a model of another kind, of views for instance, pass "
+            f"`encoder=` the part that encodes plain samples). Received: {sample}"
         )
-        if not fits:
-            raise ValueError(
-                f"{name} must be as the encoder takes them, {wanted[1:]} each (a missing axis of channels "
-                "is added by `x[..., None]`; for a model of another kind, of views for instance, pass "
-                f"`encoder=` the part that encodes plain samples). Received: {sample}"
-            )
+
+
+def _fits(sample: tuple, wanted: tuple, sizes: bool) -> bool:
+    return len(sample) == len(wanted) and all(
+        not sizes or size in (None, given) for size, given in zip(wanted, sample, strict=True)
+    )
 
 
 def as_features(features: Any, name: str) -> np.ndarray:
     """Features `(n, dim)` in float32, all axes but the first flattened into one."""
-    if isinstance(features, (dict, tuple)):
+    if isinstance(features, dict) or (isinstance(features, tuple) and np.ndim(features[0]) > 1):
         raise ValueError(
             f"`{name}` must be one array of features, not a nest. Received: {type(features).__name__}; "
             "for samples of several inputs, an encoder makes one of them"
@@ -117,11 +130,6 @@ def unit_length(features: np.ndarray) -> np.ndarray:
         scaled = features / np.where(largest == 0, 1, largest)
         norm = np.linalg.norm(scaled, axis=-1, keepdims=True)
         return scaled / np.where(norm == 0, 1, norm)
-
-
-def _as_predict_takes_it(x: np.ndarray) -> np.ndarray:
-    """Keras takes strings as objects only."""
-    return x.astype(object) if x.dtype.kind in "US" else x
 
 
 def _check_one_array(outputs: Any) -> None:

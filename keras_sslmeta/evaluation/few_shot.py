@@ -169,7 +169,7 @@ def _encoded(inputs: dict, features_of: Callable) -> dict:
 
 
 def _predicted(model: EpisodicModel, inputs: dict) -> np.ndarray:
-    scores = model.predict(inputs, batch_size=TASKS, verbose=0)
+    scores = model.predict(sample_nest.strings_as_tensors(inputs), batch_size=TASKS, verbose=0)
     if isinstance(scores, (dict, list, tuple)):
         raise ValueError(
             "`encoder` must answer by one array of scores, (tasks, queries, ways). "

@@ -71,9 +71,32 @@ def output_shapes(encoder):
     return shapes
 
 
+def paired(encoder, inputs):
+    """For each of the encoder's inputs its name, the shape it takes, `(None, …)`, and what it gets.
+
+    Empty before the encoder knows its inputs, and where the nests differ: only a call will tell then.
+    """
+    tensors = getattr(encoder, "inputs", None)
+    if tensors:
+        structure = getattr(encoder, "input", tensors)  # As nested as the model was made.
+        wanted, names = [tuple(x.shape) for x in tensors], [x.name for x in tensors]
+    else:
+        structure = input_structure(encoder)
+        wanted = [] if structure is None else flat_shapes(structure)
+        names = [f"input {i}" for i in range(len(wanted))]
+    if isinstance(inputs, dict):
+        if isinstance(structure, dict) and set(structure) <= set(inputs):
+            inputs = {key: inputs[key] for key in structure}  # Keras goes by keys, then by names.
+            names = sorted(structure) if len(structure) == len(wanted) else names
+        elif set(names) <= set(inputs):
+            inputs = [inputs[name] for name in names]
+    held = keras.tree.flatten(inputs)
+    return list(zip(names, wanted, held, strict=True)) if len(wanted) == len(held) else []
+
+
 def flat_shapes(shapes):
-    if isinstance(shapes, dict):
-        return [flat for shape in shapes.values() for flat in flat_shapes(shape)]
+    if isinstance(shapes, dict):  # In the order of `keras.tree.flatten`.
+        return [flat for key in sorted(shapes) for flat in flat_shapes(shapes[key])]
     if all(n is None or isinstance(n, int) for n in shapes):
         return [tuple(shapes)]
     return [flat for shape in shapes for flat in flat_shapes(shape)]

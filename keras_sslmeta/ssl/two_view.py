@@ -18,11 +18,12 @@ from keras_sslmeta.mechanisms.custom_compile import CustomCompile
 from keras_sslmeta.mechanisms.gradient_cache import GradientCache
 from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit, reducible
 from keras_sslmeta.mechanisms.nested_config import NestedConfig
+from keras_sslmeta.mechanisms.prompt_epochs import PromptEpochs
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
 from keras_sslmeta.ssl import two_view_inputs
 
 
-class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit):
+class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, PromptEpochs, MultiWorkerFit):
     """Parent of the methods that pretrain an encoder by comparing views of each sample.
 
     It makes the views, refuses what is not one, puts a projector on the encoder, takes batches larger than
@@ -180,11 +181,11 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, MultiWorkerFit
         samples = encoder_shapes.sample_shapes(self.encoder)
         if samples is None:  # An encoder that has seen no data yet.
             return self.augmentation is None
-        ranks = [x.shape.rank for x in keras.tree.flatten(inputs)]
-        if ranks == [len(shape) for shape in samples]:
-            return False
-        if ranks == [len(shape) + 1 for shape in samples]:
-            return True
+        added = {
+            x.shape.rank - len(shape) for _, shape, x in encoder_shapes.paired(self.encoder, inputs)
+        }
+        if added in ({0}, {1}):
+            return added == {1}
         raise ValueError(
             f"{type(self).__name__} takes samples as the encoder does, "
             f"{two_view_inputs.listed(samples)}, or views of them, (batch, views, …): one "

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sslmeta.layers.image_augmentation import ImageAugmentation
+from keras_sslmeta.layers.random_augmentation import RandomAugmentation
 from keras_sslmeta.mechanisms import arguments, augmented_views
 
 
@@ -15,7 +15,7 @@ def check_layers(**layers) -> None:
     for name, layer in layers.items():
         if layer is not None and not isinstance(layer, keras.layers.Layer):
             raise ValueError(f"`{name}` must be a Keras layer or model. Received: {layer!r}")
-        if isinstance(layer, ImageAugmentation):
+        if isinstance(layer, RandomAugmentation):
             raise ValueError(
                 f"`{name}` must be a head on features, not an augmentation: several of these go into one "
                 f"list, `augmentation=[first, second]`. Received: {layer!r}"

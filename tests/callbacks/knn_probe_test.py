@@ -305,7 +305,7 @@ def test_two_probes_need_two_names():
         ),
         (
             {"test": (X, Y[:3])},
-            r"`test` must be samples and labels of one length.*\(50, 4\), \(3,\)",
+            r"`test` must be samples and labels of one length.*\(50, 4\), labels \(3,\)",
         ),
         ({"test": (X[:0], Y[:0])}, "`test` must be .* with a sample at least"),
         ({"train": (X, np.eye(50))}, "of one-hot labels, the argmax"),

@@ -299,7 +299,7 @@ def test_views_without_encoder_and_taken_names_are_refused():
         ({"encoder": "dense"}, "`encoder` must be a keras.Model or another callable"),
         ({"name": ""}, "`name` must be a string"),
         ({"train": X}, r"`train` must be a pair, \(x, y\), or a tf.data.Dataset"),
-        ({"test": (X, Y[:3])}, r"`test` must be samples and labels of one length.*, \(3,\)"),
+        ({"test": (X, Y[:3])}, r"`test` must be samples and labels of one length.*, labels \(3,\)"),
         ({"test": (X, np.array(["a"] * 90))}, "labels of one type. Received: int64 and <U1"),
     ],
 )

@@ -113,7 +113,7 @@ def test_datasets_are_read():
         ({"seed": 0.5}, "`seed` must be"),
         ({"data": IDS}, "`data` must be a pair.*Received: ndarray"),
         ({"data": (IDS, LABELS, LABELS)}, "`data` must be a pair.*tuple of length 3"),
-        ({"data": (IDS[1:], LABELS)}, r"of one length.*\(26,\), \(27,\)"),
+        ({"data": (IDS[1:], LABELS)}, r"of one length.*\(26,\), labels \(27,\)"),
         ({"data": ([], [])}, "`data.*must"),
         ({"data": (IDS, np.eye(27))}, r"the argmax\). Received: shape=\(27, 27\)"),
         ({"data": (IDS, LABELS / 2)}, "dtype=float64"),

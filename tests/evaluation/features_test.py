@@ -17,6 +17,7 @@ def test_model_callable_and_none_agree():
     for encoder in (model, lambda x: model(x), lambda x: np.asarray(model(x))):
         np.testing.assert_allclose(encode(encoder, X, batch_size=3), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(encode(None, X.reshape(10, 2, 2)), X)
+    np.testing.assert_array_equal(encode(None, tuple(map(tuple, X))), X)
 
 
 def test_samples_without_channels_are_refused():

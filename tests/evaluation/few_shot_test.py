@@ -135,7 +135,7 @@ def test_same_seed_pairs_encoders(blobs):
         ({"episodes": 0}, "`episodes` must be a positive integer"),
         (
             {"data": (np.zeros((4, 2)), np.zeros(3, int))},
-            r"of one length.*\(4, 2\), \(3,\)",
+            r"of one length.*\(4, 2\), labels \(3,\)",
         ),
         ({"data": np.zeros((4, 2))}, r"`data` must be a pair, \(x, y\), or a tf.data"),
         ({"encoder": "vgg"}, "`encoder` must be a keras.Model"),

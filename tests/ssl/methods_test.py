@@ -420,6 +420,10 @@ def test_other_than_two_views_are_refused(name):
             "`projector` must be a head on features, not an augmentation",
         ),
         (
+            lambda: ksm.SimCLR(encoder(), ksm.layers.RandomScaling(), ksm.layers.RandomJitter()),
+            "`projector` must be a head on features, not an augmentation",
+        ),
+        (
             lambda: ksm.Distillation(encoder(), encoder(layers.Dense(7)), projector=head(3)),
             "`projector` must give as many dimensions as `teacher`.* 3 and 7",
         ),
