@@ -80,7 +80,7 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, Any]:
     if spec[1].shape.rank and _are_one_hot(y, spec[1].shape[0]):
         raise ValueError(
             f"`{name}` must have one integer or string a sample for label: of one-hot labels, take the "
-            f"argmax. Received: labels {spec[1]}"
+            f"argmax; if these are batches, call `unbatch()`. Received: labels {spec[1]}"
         )
     return x, y
 
@@ -98,7 +98,7 @@ def _is_batched(x: Any, y: Any) -> bool:
 
 def _are_one_hot(labels: np.ndarray, size: int | None) -> bool:
     """Whether what passed for batches of labels of that size were classes of single samples."""
-    if size in (None, 1) or labels.dtype.kind not in "biuf":
+    if size in (None, 1, 2) or len(labels) == size or labels.dtype.kind not in "biuf":
         return False
     rows = labels.reshape(-1, size)
     return bool(np.isin(rows, (0, 1)).all() and (rows.sum(axis=1) == 1).all())

@@ -35,7 +35,7 @@ def encode(encoder: Any, x: Any, batch_size: int = 256) -> np.ndarray:
         )
     count = sample_nest.count(x)
     if isinstance(encoder, keras.Model):
-        check_samples(encoder, x, "Samples", sizes=False)
+        check_samples(encoder, x, "Samples", sizes=_predicts_as_keras(encoder))
         outputs = encoder.predict(_batches(x, count, batch_size), verbose=0)
     else:
         slices = [slice(i, i + batch_size) for i in range(0, count, batch_size)]
@@ -58,11 +58,14 @@ def _batches(x: Any, count: int, batch_size: int) -> tf.data.Dataset:
     if isinstance(tensors, tuple):
         tensors = (tensors,)  # Or they were taken for samples and labels.
 
-    def gathered(rows):
-        return keras.tree.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
-
+    # Not captured by the function: what that holds stays in memory until Python next looks for cycles.
     indices = tf.data.Dataset.range(count).batch(batch_size)
-    return indices.map(gathered).prefetch(2).with_options(untuned())
+    pairs = tf.data.Dataset.zip(indices, tf.data.Dataset.from_tensors(tensors).repeat())
+    return pairs.map(_gathered).prefetch(2).with_options(untuned())
+
+
+def _gathered(rows, tensors):
+    return keras.tree.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
 
 
 def _as_tensor(x: np.ndarray) -> tf.Tensor:
@@ -76,7 +79,7 @@ def check_samples(encoder: Any, x: Any, name: str, views: bool = False, sizes: b
     Columns `(n,)` and `(n, 1)` are taken for each other, as Keras does. `sizes` are left to the encoder where
     its `predict` may change them.
     """
-    inputs = encoder_shapes.paired(encoder, x) if getattr(encoder, "inputs", None) else []
+    inputs = encoder_shapes.paired(encoder, x) if encoder_shapes.symbolic_inputs(encoder) else []
     for key, shape, held in inputs:
         sample, wanted = held.shape[2:] if views else held.shape[1:], shape[1:]
         if _fits(sample, wanted, sizes) or {sample, wanted} == {(), (1,)}:
@@ -87,6 +90,11 @@ def check_samples(encoder: Any, x: Any, name: str, views: bool = False, sizes: b
             "is added by `x[..., None]`; for a model of another kind, of views for instance, pass "
             f"`encoder=` the part that encodes plain samples). Received: {sample}"
         )
+
+
+def _predicts_as_keras(encoder: keras.Model) -> bool:
+    kind = type(encoder)
+    return kind.predict is keras.Model.predict and kind.predict_step is keras.Model.predict_step
 
 
 def _fits(sample: tuple, wanted: tuple, sizes: bool) -> bool:

@@ -41,9 +41,16 @@ def _check_vector(shape, name="encoder"):
     )
 
 
+def symbolic_inputs(encoder):
+    """Of a functional model; else none. Other models may call anything `inputs`."""
+    inputs = getattr(encoder, "inputs", None)
+    is_known = isinstance(inputs, list) and all(isinstance(x, keras.KerasTensor) for x in inputs)
+    return inputs if is_known else []
+
+
 def input_structure(encoder):
     """Shapes of the encoder's inputs, as nested as they are; None before it has been built."""
-    if getattr(encoder, "inputs", None):
+    if symbolic_inputs(encoder):
         return encoder.input_shape
     return (encoder.get_build_config() or {}).get("input_shape")
 
@@ -56,7 +63,7 @@ def sample_shapes(encoder):
 
 def output_shapes(encoder):
     """Shapes of the built encoder's outputs; more or fewer than one are refused."""
-    if getattr(encoder, "inputs", None):
+    if symbolic_inputs(encoder):
         shapes = [tuple(x.shape) for x in encoder.outputs]
     else:
         samples = keras.tree.map_shape_structure(
@@ -76,7 +83,7 @@ def paired(encoder, inputs):
 
     Empty before the encoder knows its inputs, and where the nests differ: only a call will tell then.
     """
-    tensors = getattr(encoder, "inputs", None)
+    tensors = symbolic_inputs(encoder)
     if tensors:
         structure = getattr(encoder, "input", tensors)  # As nested as the model was made.
         wanted, names = [tuple(x.shape) for x in tensors], [x.name for x in tensors]

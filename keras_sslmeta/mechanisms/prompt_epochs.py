@@ -5,7 +5,8 @@ then for twice as long each time, up to a minute. The destructor of an iterator 
 for it. But the thread is woken before the cancellation can be seen (`CancellationManager` calls back first
 and sets its flag afterwards), so it often goes back to sleep for the rest of its turn. Keras 3 makes an
 iterator for every epoch: epochs of `fit` on arrays take 5.1, 10.2, 20.5, 41 or 82 seconds, whichever comes
-next after their last step.
+next after their last step. (Keras's `predict` has no place to step in, and under a strategy the dataset has
+been shared out before there is one: both stay as they are.)
 
 Without tuning there is no such thread, and `AUTOTUNE` stands for as many parallel calls as there are cores,
 16 at most. That is enough for Keras's own gathering of batches from arrays, and for ours; datasets of users

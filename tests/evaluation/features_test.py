@@ -1,3 +1,7 @@
+import gc
+import os
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -24,6 +28,50 @@ def test_samples_without_channels_are_refused():
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
     with pytest.raises(ValueError, match=r"as the encoder takes them, \(8, 8, 1\).*\(8, 8\)"):
         encode(model, np.zeros((5, 8, 8)))
+
+
+def test_images_of_another_size_are_refused_though_convolutions_would_take_them():
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3), keras.layers.GlobalAveragePooling2D()]
+    )
+    for shape in ((6, 6, 1), (8, 8, 3)):
+        with pytest.raises(ValueError, match=r"as the encoder takes them, \(8, 8, 1\)"):
+            encode(model, np.zeros((5, *shape)))
+
+
+def test_model_with_inputs_of_its_own():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inputs = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.inputs(x)
+
+    assert encode(Own(), X).shape == (10, 3)
+
+
+def resident_megabytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory as Linux tells it")
+def test_samples_are_let_go_of():
+    """At once, without a search for cycles: they may be gigabytes."""
+    model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(2)])
+    x = np.ones((10_000, 1000), "float32")  # 40 MB
+    for _ in range(2):
+        encode(model, x, batch_size=1000)
+    gc.collect()
+    gc.disable()
+    try:
+        before = resident_megabytes()
+        for _ in range(8):
+            encode(model, x, batch_size=1000)
+        assert resident_megabytes() < before + 160
+    finally:
+        gc.enable()
 
 
 def test_callable_gets_batches():

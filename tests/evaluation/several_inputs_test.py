@@ -320,8 +320,15 @@ def test_one_hot_labels_do_not_pass_for_batches(size):
     for x in (TABLE, IMAGES[:, :size], np.zeros((80, size))):
         with pytest.raises(ValueError, match="argmax"):
             labelled_arrays(tf.data.Dataset.from_tensor_slices((x, one_hot)))
-    batched = tf.data.Dataset.from_tensor_slices((TABLE, Y % 2)).batch(size, drop_remainder=True)
-    np.testing.assert_array_equal(labelled_arrays(batched)[1], (Y % 2)[: 80 // size * size])
+    for batched in (
+        tf.data.Dataset.from_tensor_slices((TABLE, Y % 2)).batch(size, drop_remainder=True),
+        tf.data.Dataset.from_tensor_slices((TABLE, np.arange(80) % 2)).batch(
+            2, drop_remainder=True
+        ),
+        tf.data.Dataset.from_tensors((TABLE, np.arange(80) == 3)),
+    ):
+        expected = np.concatenate([y for _, y in batched.as_numpy_iterator()])
+        np.testing.assert_array_equal(labelled_arrays(batched)[1], expected)
 
 
 def test_datasets_of_unknown_ranks():
