@@ -1,4 +1,6 @@
-"""What tests of losses share."""
+"""What tests of losses share, and which cases of a test are for plain runs."""
+
+import collections
 
 import numpy as np
 import pytest
@@ -38,3 +40,17 @@ def check_gradient(value_and_gradient):
         np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
     return check
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test marked `first(n)`, plain runs take the first n cases; the others are slow tests."""
+    seen = collections.Counter()
+    for item in items:
+        marker = item.get_closest_marker("first")
+        if marker is None:
+            continue
+        test = item.nodeid.split("[")[0]
+        seen[test] += 1
+        if seen[test] > marker.args[0]:
+            item.add_marker(pytest.mark.slow)

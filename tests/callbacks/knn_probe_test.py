@@ -210,6 +210,7 @@ def test_traces_once():
     assert after_epoch[1:] == [after_epoch[0]] * 3
 
 
+@pytest.mark.slow
 def test_two_replicas_and_two_views():
     """Under MirroredStrategy, on a `two_views` dataset: in its own process, as TF wants it."""
     program = """

@@ -87,6 +87,7 @@ def state(model):
     return [np.asarray(v) for v in variables]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "SimCLR"])
 def test_training_is_the_same_with_and_without(kind):
     """To the bit: weights, optimiser, metrics, seed generators and history."""
@@ -213,6 +214,7 @@ def test_mixed_precision_and_steps_per_execution():
     assert np.isfinite(history["linear_loss"]).all()
 
 
+@pytest.mark.slow
 def test_two_replicas():
     """Inside and outside of the scope of a MirroredStrategy: in its own process, as TF wants it."""
     program = """

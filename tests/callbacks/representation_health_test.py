@@ -103,6 +103,7 @@ def tensorflow_noise(x):
     return x + tf.random.normal(tf.shape(x), stddev=0.5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", ["layer", keras_noise, tensorflow_noise, "list"])
 def test_training_is_the_same_with_and_without(kind):
     """To the bit: weights, optimiser, metrics, seed generators and history."""
@@ -134,6 +135,7 @@ def test_views_are_the_same_every_time(kind):
     assert probe.measure().alignment == probe.measure().alignment == history["alignment"][0]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     "kwargs",
     [{}, {"depth": 3}, {"depth": 20}, {"depth": 3, "batch_normalization": True}, {"dim": 4}],
@@ -228,6 +230,7 @@ def test_alarm_can_be_set():
         model().fit(X, verbose=0, callbacks=[RepresentationHealth(X, least_std=10)])
 
 
+@pytest.mark.slow
 def test_remedies_are_of_what_the_model_has():
     def said(loss=None, **attributes):
         simclr = model(loss)

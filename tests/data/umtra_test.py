@@ -93,6 +93,7 @@ def test_generators_of_one_layer_draw_apart():
     assert (query_x[..., 0] != query_x[..., 1]).mean() > 0.99  # Though of one seed.
 
 
+@pytest.mark.first(2)
 @AUGMENTATIONS
 @pytest.mark.parametrize("start", [1, 256])
 def test_an_episode_is_a_function_of_seed_and_number(make, start):
@@ -112,6 +113,7 @@ def test_passes_are_equal(make):
     assert_same(*passes)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "make",
     [

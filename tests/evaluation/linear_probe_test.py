@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import keras
@@ -191,17 +192,19 @@ def test_paired_difference(blobs):
         a.top_k_accuracy(4)
 
 
-def test_progress(blobs, capsys):
+def test_progress(blobs, capsys, monkeypatch):
     linear_probe(None, *blobs)
     assert capsys.readouterr().out == ""
     linear_probe(None, *blobs, verbose=1)
     assert "7/7" in capsys.readouterr().out
     linear_probe(None, *blobs, C=[0.1, 1.0], verbose=2)
     assert "3/3" in capsys.readouterr().out
-    wide = [(np.tile(x, 1000), y) for x, y in blobs]
-    linear_probe(None, *wide, C=[1e-4, 1e-3])
+    monkeypatch.setattr(
+        importlib.import_module("keras_sslmeta.evaluation.linear_probe"), "_LONG", 1200
+    )
+    linear_probe(None, *blobs, C=[1e-4, 1e-3])  # 200 training samples of six numbers.
     assert "3/3" in capsys.readouterr().out
-    linear_probe(None, *wide, C=1e-4)
+    linear_probe(None, *blobs, C=1e-4)
     assert capsys.readouterr().out == ""
 
 

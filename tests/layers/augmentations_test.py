@@ -73,6 +73,7 @@ def test_set_random_seed_fixes_a_layer_without_a_seed(name, images):
     np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.first(4)
 @every_layer
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_graph_and_xla_equal_eager(name, jit_compile, images):
@@ -82,6 +83,7 @@ def test_a_graph_and_xla_equal_eager(name, jit_compile, images):
         np.testing.assert_allclose(function(images), eager(images), atol=2e-2)  # of 255
 
 
+@pytest.mark.first(2)
 @every_layer
 def test_in_tf_data_on_single_images_of_unknown_size_and_on_batches(name, images):
     shape = (None, None, 3)
@@ -205,6 +207,7 @@ print("replicas differ")
 """
 
 
+@pytest.mark.slow
 def test_replicas_draw_differently():
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": root}

@@ -120,6 +120,7 @@ def model_with_centre(policy="float32"):
     return keras.Model(inputs, keras.layers.Dense(3, dtype=policy)(outputs))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "settings", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}, {}]
 )

@@ -101,6 +101,7 @@ def test_the_reference_is_saved_with_a_model_of_its_own(tmp_path):
     np.testing.assert_array_equal(loaded(rows, training=True), model(rows, training=True))
 
 
+@pytest.mark.slow
 def test_scarf_pretrains_on_a_row_and_its_corrupted_copy(tmp_path):
     rows = np.random.default_rng(0).normal(size=(32, 5)).astype("float32")
     encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)])

@@ -58,6 +58,7 @@ def test_uniform_is_uniform_and_the_same_under_xla_and_in_every_dtype(seed):
         np.testing.assert_allclose(np.ravel(actual), expected, atol=2e-7)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_split_seeds_are_independent_and_the_same_under_xla(seed):
     def draws(seed):

@@ -150,6 +150,7 @@ def test_arguments_reach_both_views():
         assert layer.blur_probability == 0.0 and layer.color_jitter.saturation == 0.4
 
 
+@pytest.mark.slow
 def test_a_model_trains_on_the_pair_and_comes_back(tmp_path):
     encoder = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4)]

@@ -126,6 +126,7 @@ def pairs(batch=8):
     return np.repeat(embeddings(batch)[0][:, None], 2, axis=1)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "settings", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}, {}]
 )
@@ -166,6 +167,7 @@ def test_weight_decay_can_leave_it_out():
         np.testing.assert_allclose(after, np.multiply(before, factor), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [None, -10.0])
 def test_saving(bias, tmp_path):
     model = model_with_scale(initial_bias=bias)

@@ -254,6 +254,7 @@ def model_with_queue(has_labels, policy="float32", size=7):
     return keras.Model(x, Similarities(dtype=policy)(hidden, queue(hidden)))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("has_labels", [True, False])
 @pytest.mark.parametrize(
     "settings", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}, {}]

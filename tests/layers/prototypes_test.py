@@ -128,6 +128,7 @@ def directions(layer):
     return layer.prototypes.numpy() / np.linalg.norm(layer.prototypes, axis=0)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "settings", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}, {}]
 )

@@ -92,6 +92,7 @@ def test_a_draw_does_not_depend_on_the_other_rows(name):
     np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.first(8)
 @every_layer
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_graph_and_xla_equal_eager(name, jit_compile):
@@ -102,6 +103,7 @@ def test_a_graph_and_xla_equal_eager(name, jit_compile):
         np.testing.assert_allclose(function(batch), eager(batch), atol=1e-3)
 
 
+@pytest.mark.first(4)
 @every_layer
 def test_in_tf_data_with_unknown_batch_and_again(name):
     batch = batch_for(name)
@@ -126,6 +128,7 @@ def test_unknown_time(name):
     assert function(batch[:3, :7]).shape == (3, 7, *batch.shape[2:])
 
 
+@pytest.mark.first(4)
 @every_layer
 def test_two_views_of_a_dataset_differ(name):
     batch = batch_for(name)
@@ -194,6 +197,7 @@ def test_another_rank_is_refused_in_eager_code_and_in_a_model(name, shape):
         new(name)(keras.Input(shape[1:]))
 
 
+@pytest.mark.slow
 def test_a_chain_trains_under_xla_with_several_steps_an_execution():
     chain = keras.Sequential(
         [
@@ -270,6 +274,7 @@ print("replicas differ")
 """
 
 
+@pytest.mark.slow
 def test_replicas_draw_differently():
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": root}

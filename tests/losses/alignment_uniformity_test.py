@@ -139,6 +139,7 @@ def test_nan_stays_nan(batch):
     assert np.isnan(AlignmentUniformity()(None, z))
 
 
+@pytest.mark.slow
 def test_unknown_batch_and_empty_batch():
     loss = AlignmentUniformity(gather=False)
     function = tf.function(

@@ -71,6 +71,7 @@ def test_with_rules_walks_each_way_and_gives_the_same(value_and_gradient):
     np.testing.assert_allclose(ruled(labels, stack), both.mean(), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_learnt_scale_trains_both_towers_and_itself():
     keras.utils.set_random_seed(0)
     images, texts = keras.Input((6,)), keras.Input((6,))

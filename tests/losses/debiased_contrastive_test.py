@@ -74,6 +74,7 @@ def test_without_false_negatives_it_is_nt_xent(value_and_gradient):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [DebiasedContrastive, HardNegative])
 def test_extremes(build, value_and_gradient):
     ones = np.ones((8, 2, 4), "float32")  # G = (N − τN)/(1 − τ) e^{1/T}

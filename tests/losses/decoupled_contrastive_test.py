@@ -91,6 +91,7 @@ def test_closed_forms(value_and_gradient):
     assert np.isfinite(got).all()
 
 
+@pytest.mark.slow
 def test_a_batch_that_turns_out_to_hold_one_sample_is_finite(value_and_gradient):
     loss = DecoupledContrastive(weighted=True)
 

@@ -304,6 +304,7 @@ def test_zero_prefixes_are_finite_and_nan_gives_nan():
     assert np.isnan(Matryoshka(NTXent(), [2, 8])(None, x))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "settings", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}]
 )

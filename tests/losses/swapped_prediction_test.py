@@ -162,6 +162,7 @@ def test_sample_weights_weigh_losses_and_leave_samples_in_the_codes():
     np.testing.assert_allclose(got, (oracle(scores()) * weights).mean(), rtol=2e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "settings", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}]
 )

@@ -85,6 +85,7 @@ def tape_outside_function(loop, steps, trajectory):
 CONTEXTS = [eager, in_function, compiled, tape_outside_function]
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("trajectory", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 5])

@@ -45,6 +45,7 @@ def check(got, expected, rtol=1e-12):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-14)
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize("pairs", [1, 4, 5, 11, 20, 35, 1000])
 @pytest.mark.parametrize("mode", ["eager", "graph", "compiled", "unknown"])
 def test_equals_the_function_at_once(pairs, mode, monkeypatch):

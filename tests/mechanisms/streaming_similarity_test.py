@@ -77,6 +77,7 @@ FEW_MODES = ["eager", "unknown"]
 MODES = ["eager", "known sizes", "unknown", "tape outside the graph", "XLA, known sizes", "XLA"]
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("bound", [None, 10.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("count", [2, 16, 17, 50])
@@ -88,6 +89,7 @@ def test_self_similarity(count, dtype, bound):
         assert_close(got, (value, for_rows + for_keys), dtype)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("bound", [None, 10.0])
 @pytest.mark.parametrize("own_key", [None, 0, 20])
 @pytest.mark.parametrize("sizes", [(3, 50), (50, 40), (17, 16)])
@@ -104,6 +106,7 @@ def test_rows_against_keys(sizes, own_key, bound):
         assert_close(got, expected, "float32")
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("bound", [None, 10.0])
 @pytest.mark.parametrize("group", [2, 3, 7])
 def test_groups_are_left_out_together(group, bound):
@@ -185,6 +188,7 @@ def test_few_pairs_take_the_dense_formula_and_agree(monkeypatch, pairs):
         assert_close(got, (value, for_rows + for_keys), "float32")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("bound", [None, 10.0])
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_second_derivative(bound, in_graph):
@@ -227,6 +231,7 @@ def test_a_row_far_below_the_bound_does_not_underflow(size):
     np.testing.assert_allclose(gradient, np.concatenate([-3 * rows, 3 * rows]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_second_derivative_with_only_the_walk_in_the_graph():
     """The padding's −inf must not meet the zero cotangents that TensorFlow sends there."""
     rows = tf.constant(vectors(41, "float64", 5))

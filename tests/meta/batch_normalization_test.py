@@ -103,6 +103,7 @@ def set_step_statistics(maml):
     return lambda k: [means[min(k, len(means) - 1)], variances[min(k, len(means) - 1)]]
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("test_steps", [0, 2, 4])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_predictions_are_those_of_the_formulas(policy, test_steps):
@@ -149,6 +150,7 @@ def test_meta_training_moves_to_the_statistics_of_its_steps(done, amount):
         np.testing.assert_allclose(got[t], wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_permuted_queries_and_dropped_ones(policy):
     """Only a transductive answer depends on the other queries."""
@@ -176,6 +178,7 @@ def test_permuting_the_support_set_changes_nothing(policy):
     np.testing.assert_allclose(maml(permuted), maml(X), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_adapt_answers_as_predict_does(policy):
     """But for transductive answers, whose stand-in is the support set's statistics."""
@@ -260,6 +263,7 @@ def test_per_step_statistics_start_from_the_models():
     np.testing.assert_allclose(maml(X), wanted, rtol=1e-9)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_evaluation_and_adaptation_leave_all_state(policy):
     maml = meta(policy)

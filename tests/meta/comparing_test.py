@@ -85,6 +85,7 @@ def loss_of(name, outputs, y=Y, weights=1.0):
 # ------------------------------------------------------------------------------------- labels
 
 
+@pytest.mark.first(1)
 @every_method
 @pytest.mark.parametrize("eager", [True, False])
 def test_labels_in_every_form(name, eager):
@@ -144,6 +145,7 @@ def test_a_class_without_support_samples(name, loss):
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
+@pytest.mark.first(3)
 @every_method
 @pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize("label", [1, 7, -1])
@@ -525,6 +527,7 @@ def test_supports_that_adapt_refuses(support, message):
         made("prototypical").adapt(*support)
 
 
+@pytest.mark.slow
 @every_method
 def test_training_goes_on_from_a_file(name, tmp_path):
     """Fitted, saved, loaded, and fitted on: as without a break, momentum and dropout included."""
@@ -596,6 +599,7 @@ def test_mixed_precision(name):
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 @every_method
 def test_xla_with_one_hot_labels(name):
     outputs = []

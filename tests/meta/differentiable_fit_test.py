@@ -111,6 +111,7 @@ def assert_gradients(objective, *values, entries=3, size=1e-5, tolerance=1e-6):
 # --------------------------------------------------------------------------- the training itself
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("make", [classifier, with_everything])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_trains_as_fit(make, optimizer):
@@ -207,6 +208,7 @@ def test_a_model_that_was_not_built_and_keras_own_seeds():
 # --------------------------------------------------------------------------------- gradients
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_gradients_of_rates_sample_weights_and_initial_weights(optimizer):
     model = compiled(with_everything())

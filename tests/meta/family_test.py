@@ -193,6 +193,7 @@ def test_first_order_gradients_of_rates_are_exact_in_one_step():
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multi_step", [0, 10])
 def test_gradients_of_maml_plus_plus(multi_step):
     """Rates, γ and β of every step; those of the model are used by none."""
@@ -254,6 +255,7 @@ class Explicit(ksm.MAML):
         return self.loop_of(InnerLoop, network, training, proximal=2.0)
 
 
+@pytest.mark.slow
 def test_implicit_gradients_converge_to_the_explicit_ones():
     errors = []
     for steps in (2, 10, 200):
@@ -379,6 +381,7 @@ def methods(*quick, names=tuple(METHODS)):
     return pytest.mark.parametrize("name", rows)
 
 
+@pytest.mark.slow
 @methods("Reptile")
 def test_fitted_saved_and_loaded_models_predict_and_go_on_alike(name, tmp_path):
     learner = METHODS[name]()
@@ -407,6 +410,7 @@ def test_adapt_gives_what_predict_gives(name):
     )
 
 
+@pytest.mark.slow
 @methods("ANIL", names=[name for name in METHODS if name not in ("BOIL", "CAVIA")])
 def test_tasks_at_once_equal_one_after_another(name):
     results = []
@@ -481,6 +485,7 @@ def test_answers_of_reptile_depend_on_the_task_alone():
         np.testing.assert_allclose(model(X["query_x"][t]), together[t], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_reptile_answers_tasks_of_other_sizes():
     """Keras forgets the number of samples when it retraces."""
     learner = ksm.Reptile(network(), 2, 0.05, 4, test_inner_steps=3, seed=1)

@@ -261,6 +261,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("policy", "optimizer", "in_graph"),
     [
@@ -363,6 +364,7 @@ def test_second_order_through_normalisation(normalization):
     np.testing.assert_allclose(np.sum(got * direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("policy", ["transductive", "support", "per_step", "frozen"])
 def test_train_step_equals_the_tape_with_dropout_and_normalisation(policy):
     model = noisy()

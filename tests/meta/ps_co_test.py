@@ -250,6 +250,7 @@ class Subclassed(keras.Model):
         return self.dense(x)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("encoder", "options"),
     [
@@ -305,6 +306,7 @@ def test_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 def test_saved_loaded_and_resumed(tmp_path):
     """The queue and the copies go on from where they were, bit for bit."""
 
@@ -394,6 +396,7 @@ def dataset(drop_remainder):
     return tf.data.Dataset.from_tensor_slices(VIEWS).batch(16, drop_remainder=drop_remainder)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "start",
     [

@@ -136,6 +136,7 @@ def path(request, monkeypatch):
         monkeypatch.setattr(row_blocks, "TILE", 4)
 
 
+@pytest.mark.first(4)
 @every_case
 def test_each_rule_pair_by_pair(case, path, check_gradient):
     loss = ksm.losses.NTXent(TEMPERATURE, negatives=case.rules, reduction=None, dtype="float64")
@@ -148,6 +149,7 @@ def test_each_rule_pair_by_pair(case, path, check_gradient):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

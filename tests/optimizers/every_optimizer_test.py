@@ -39,6 +39,7 @@ def assert_weights(model, expected, rtol=2e-5):
         np.testing.assert_allclose(got, weight, rtol=rtol, atol=rtol / 10)
 
 
+@pytest.mark.first(3)
 @every_optimizer
 @pytest.mark.parametrize(
     "settings",
@@ -107,6 +108,7 @@ def test_mixed_precision(name, policy, regression, recurrence):
     assert_weights(model, regression.numpy_weights(recurrence(name)), rtol=3e-2)
 
 
+@pytest.mark.first(2)
 @every_optimizer
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"], indirect=True)
 def test_resumes_in_the_middle_of_the_schedule(name, policy, regression, recurrence, tmp_path):

@@ -226,6 +226,7 @@ def test_targets_get_no_gradient(name):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", MOMENTUM)
 @pytest.mark.parametrize(
     ("execution", "accumulation"), [(1, None), (2, None), (1, 2), (2, 3)], ids=str
@@ -255,6 +256,7 @@ def test_averages_follow_the_weights(name, execution, accumulation):
         assert not np.allclose(average, weight, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_momentum_may_follow_a_schedule(tmp_path):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 1.0])
     model = METHODS["BYOL"](momentum=schedule)
@@ -274,6 +276,7 @@ def test_momentum_may_follow_a_schedule(tmp_path):
 # ------------------------------------------------------------------------------- as Keras does
 
 
+@pytest.mark.first(3)
 @every_method
 def test_training_lowers_the_loss_and_spares_what_does_not_train(name):
     keras.utils.set_random_seed(0)
@@ -296,6 +299,7 @@ def test_training_lowers_the_loss_and_spares_what_does_not_train(name):
     assert after < before - 0.05 * abs(before)
 
 
+@pytest.mark.first(3)
 @every_method
 def test_saved_and_loaded(name, tmp_path):
     """Weights, queues and averages, and the encoder alone as a plain Keras model."""
@@ -314,6 +318,7 @@ def test_saved_and_loaded(name, tmp_path):
     assert type(encoder) is keras.Sequential
 
 
+@pytest.mark.first(3)
 @every_method
 def test_frozen_encoders_stay(name):
     model = METHODS[name]()
@@ -336,6 +341,7 @@ def test_more_than_two_views(name):
 # ------------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_vector_that_a_layer_adds_to_the_loss_counts_once(name):
     """As Keras sums it: zeros change nothing."""

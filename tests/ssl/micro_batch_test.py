@@ -33,6 +33,7 @@ def assert_equal(one, other, rtol=1e-5, atol=1e-6):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
+@pytest.mark.first(6)
 @every_method
 @pytest.mark.parametrize("size", [4, 5], ids=["even", "uneven"])
 def test_parts_are_the_whole(name, size):

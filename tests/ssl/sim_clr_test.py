@@ -127,6 +127,7 @@ def mobile_net():
     )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
@@ -183,6 +184,7 @@ def test_weights_without_labels_are_not_dropped():
     np.testing.assert_allclose(got, np.mean(values * weights), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
     """Dropout and augmentation go on from where they were, bit for bit."""
 
@@ -302,6 +304,7 @@ def test_bytes_reach_an_augmentation_as_floats_of_the_same_values():
     np.testing.assert_array_equal(views, np.full((4, 2, 8, 8, 1), 400))
 
 
+@pytest.mark.slow
 def test_token_ids_stay_integers():
     tokens = keras.Input((5,), dtype="int32")
     vectors = keras.layers.Embedding(100_000_000, 2)

@@ -132,6 +132,7 @@ def on_two():
     return run(2)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("case", QUICK)
 def test_quick(quick, case):
     check(case, *quick[case])

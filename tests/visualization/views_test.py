@@ -23,6 +23,7 @@ def test_grid_has_an_image_a_column(tmp_path):
     assert (tmp_path / "views.png").stat().st_size > 1000
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
