@@ -5,7 +5,7 @@
 
 TensorFlow 2.21 tunes a dataset by a thread that sleeps for twice as long each time, 10 ms at first; the end
 of the dataset's iterator, one an epoch, often has to wait for it: `mechanisms/prompt_epochs.py` says why.
-Fits a classifier by Keras's own `fit`, and SimCLR on the same encoder, on random 32×32 images, one epoch a
+Fits a classifier by Keras's own `fit`, and SimCLR on the same small encoder, on random images, one epoch a
 `fit`, in turns. Seconds from the start to `on_train_end`, and from there until `fit` returns; without the
 first `fit`, which traces.
 """
@@ -26,6 +26,7 @@ parser.add_argument("--samples", type=int, default=10_000, help="an epoch of Sim
 parser.add_argument("--plain_samples", type=int, default=30_000, help="of the classifier (30000)")
 arguments = parser.parse_args()
 
+import cifar10_methods
 import keras
 import numpy as np
 
@@ -42,24 +43,12 @@ class WithoutRemedy(ksm.SimCLR):
     _maybe_symbolic_build = MultiWorkerFit._maybe_symbolic_build
 
 
-def made_encoder():
-    layers = [keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 255)]
-    for width in (32, 64, 128, 256):
-        layers += [
-            keras.layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-        ]
-    return keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D()])
-
-
 def made_models():
-    classifier = keras.Sequential([made_encoder(), keras.layers.Dense(10)])
+    classifier = keras.Sequential([cifar10_methods.encoder("conv4"), keras.layers.Dense(10)])
     classifier.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     models = {"Keras, a classifier": classifier}
     for name, kind in (("SimCLR", ksm.SimCLR), ("SimCLR without the remedy", WithoutRemedy)):
-        augmentation = ksm.layers.SimCLRAugmentation(32, strength=0.5, blur_probability=0.0, seed=1)
-        models[name] = kind(made_encoder(), augmentation)
+        models[name] = kind(cifar10_methods.encoder("conv4"), cifar10_methods.augmentation())
         models[name].compile("adam")
     return models
 

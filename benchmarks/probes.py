@@ -3,7 +3,7 @@
     python benchmarks/probes.py                         # the table below
     python benchmarks/probes.py --samples 2048 --train 512 --test 256 --rounds 2
 
-SimCLR on random 32×32 images, four convolutions of 32 to 256 filters, batch 256. Every round fits some epochs
+SimCLR on random 32×32 images, the small encoder of `cifar10_ssl.py`, batch 256. Every round fits some epochs
 without callbacks and with each, in another order each time, on one model whose functions have been made.
 "At the start" is what a callback does when `fit` begins, "an epoch" its measurement, medians both; "the rest"
 is by how much longer an epoch took than the one without callbacks of the same round, less both: what a probe
@@ -29,6 +29,7 @@ parser.add_argument("--epochs", type=int, default=2, help="of one `fit` (2)")
 parser.add_argument("--rounds", type=int, default=5, help="(5)")
 arguments = parser.parse_args()
 
+import cifar10_methods
 import keras
 import numpy as np
 
@@ -57,16 +58,7 @@ class Clocked:
 
 
 def made_model():
-    layers = [keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 255)]
-    for width in (32, 64, 128, 256):
-        layers += [
-            keras.layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-        ]
-    encoder = keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D()])
-    augmentation = ksm.layers.SimCLRAugmentation(32, strength=0.5, blur_probability=0.0, seed=1)
-    model = ksm.SimCLR(encoder, augmentation)
+    model = ksm.SimCLR(cifar10_methods.encoder("conv4"), cifar10_methods.augmentation())
     model.compile(keras.optimizers.Adam(1e-3))
     return model
 
