@@ -2,33 +2,25 @@
 
 import tensorflow as tf
 
+from keras_sslmeta.mechanisms import row_functions
+
 # Products that are held at once.
-_PRODUCTS = 2**24
+PRODUCTS = 2**24
 
 
 def among(rows: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
     """For each row the candidate of the largest inner product, `(n, dim)`; without gradient.
 
     Args:
-        rows: `(n, dim)`.
-        candidates: `(m, dim)`.
+        rows: `(n, dim)`; n may be unknown.
+        candidates: `(m, dim)`, of the same dtype.
     """
     rows, candidates = tf.stop_gradient(rows), tf.stop_gradient(candidates)
-    block = max(1, _PRODUCTS // int(candidates.shape[0]))
-    count = rows.shape[0] or tf.shape(rows)[0]
-    if isinstance(count, int) and count <= block:
-        return tf.gather(candidates, _indices(rows, candidates))
-    blocks = (count + block - 1) // block
-    padded = tf.pad(rows, [[0, blocks * block - count], [0, 0]])
-    indices = tf.map_fn(
-        lambda part: _indices(part, candidates),
-        tf.reshape(padded, [blocks, block, rows.shape[1]]),
-        fn_output_signature=tf.int32,
-        parallel_iterations=1,
-    )
-    return tf.gather(candidates, tf.reshape(indices, [-1])[:count])
+    shape = (candidates.shape[1],)
+    nearest = row_functions.of_rows(_nearest, rows, candidates, shape=shape, pairs=PRODUCTS)
+    return tf.stop_gradient(nearest)
 
 
-def _indices(rows, candidates):
+def _nearest(rows, candidates):
     products = tf.matmul(rows, candidates, transpose_b=True)
-    return tf.argmax(products, axis=1, output_type=tf.int32)
+    return tf.gather(candidates, tf.argmax(products, axis=1, output_type=tf.int32))

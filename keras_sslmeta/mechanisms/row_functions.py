@@ -21,6 +21,7 @@ def of_rows(
     keys: tf.Tensor,
     *per_row: tf.Tensor,
     shape: tuple[int, ...] = (),
+    pairs: int | None = None,
 ) -> tf.Tensor:
     """``function(rows, keys, *per_row)``, computed a block of rows at a time.
 
@@ -36,29 +37,32 @@ def of_rows(
         keys: `(m, dim)` of the same dtype.
         *per_row: tensors `(n, …)` of any type, of which no gradient is asked.
         shape: of the function's result for one row.
+        pairs: of a row and a key, that are compared at once. Defaults to `PAIRS`.
 
     Returns:
         `(n, *shape)`.
     """
+    pairs = PAIRS if pairs is None else pairs
     sizes = row_blocks.length(rows), row_blocks.length(keys)
-    if all(isinstance(size, int) for size in sizes) and sizes[0] * sizes[1] <= PAIRS:
+    if all(isinstance(size, int) for size in sizes) and sizes[0] * sizes[1] <= pairs:
         return function(rows, keys, *per_row)
 
     @tf.custom_gradient
     def compute(rows, keys):
+        blocks = _Blocks(rows, keys, pairs)
+
         def gradient(upstream):
-            return _gradient(function, rows, keys, per_row, tf.convert_to_tensor(upstream))
+            return _gradient(blocks, function, rows, keys, per_row, tf.convert_to_tensor(upstream))
 
         # The graph's own gradient of the walk would go through its padding.
         fixed_rows, fixed_keys = tf.stop_gradient(rows), tf.stop_gradient(keys)
-        return _value(function, fixed_rows, fixed_keys, per_row, shape), gradient
+        return _value(blocks, function, fixed_rows, fixed_keys, per_row, shape), gradient
 
     # TensorFlow loses track of the inputs of a `tf.function` here unless each is a tensor of its own.
     return compute(tf.identity(rows), tf.identity(keys))
 
 
-def _value(function, rows, keys, per_row, shape):
-    blocks = _Blocks(rows, keys)
+def _value(blocks, function, rows, keys, per_row, shape):
     parts = [blocks.split(x) for x in (rows, *per_row)]
 
     def body(i, values):
@@ -68,8 +72,7 @@ def _value(function, rows, keys, per_row, shape):
     return blocks.join(_loop(blocks, body, blocks.array(rows.dtype, shape))[0], shape)
 
 
-def _gradient(function, rows, keys, per_row, upstream):
-    blocks = _Blocks(rows, keys)
+def _gradient(blocks, function, rows, keys, per_row, upstream):
     parts = [blocks.split(x) for x in (rows, upstream, *per_row)]
     dim = rows.shape[1]
 
@@ -101,12 +104,12 @@ def _loop(blocks, body, *state):
 class _Blocks:
     """How `n` rows are cut into `count` blocks of `size`, the last one padded with zeros."""
 
-    def __init__(self, rows, keys):
+    def __init__(self, rows, keys, pairs):
         self.rows, m = row_blocks.length(rows), row_blocks.length(keys)
         static = isinstance(self.rows, int) and isinstance(m, int)
         least = max if static else tf.maximum
         # At least one block, since an array without elements has no shape.
-        self.count = least(1, -(-self.rows // least(1, PAIRS // least(1, m))))
+        self.count = least(1, -(-self.rows // least(1, pairs // least(1, m))))
         self.size = least(1, -(-self.rows // self.count))
         self.known = [self.size if static else None]
         self.total = rows.shape[0]
