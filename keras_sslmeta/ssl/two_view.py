@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_sslmeta.layers.projection_head import ProjectionHead
+from keras_sslmeta.layers.random_augmentation import RandomAugmentation
 from keras_sslmeta.mechanisms import (
     arguments,
     augmented_views,
@@ -20,10 +21,13 @@ from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit, reducible
 from keras_sslmeta.mechanisms.nested_config import NestedConfig
 from keras_sslmeta.mechanisms.prompt_epochs import PromptEpochs
 from keras_sslmeta.mechanisms.random_state import SavedRandomState
+from keras_sslmeta.mechanisms.single_trace import SingleTrace
 from keras_sslmeta.ssl import two_view_inputs
 
 
-class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, PromptEpochs, MultiWorkerFit):
+class TwoViewModel(
+    SavedRandomState, CustomCompile, NestedConfig, PromptEpochs, SingleTrace, MultiWorkerFit
+):
     """Parent of the methods that pretrain an encoder by comparing views of each sample.
 
     It makes the views, refuses what is not one, puts a projector on the encoder, takes batches larger than
@@ -241,6 +245,9 @@ class TwoViewModel(SavedRandomState, CustomCompile, NestedConfig, PromptEpochs, 
     def build_heads(self, features: int) -> int:
         """Builds what a method puts on the `(n, features)` of the encoder; gives the projector's width."""
         return built_on(self.projector, features)
+
+    def may_make_weights(self, layer):
+        return super().may_make_weights(layer) and not isinstance(layer, RandomAugmentation)
 
     def call(self, inputs, training=None):
         return self.project_views(inputs)
