@@ -1,6 +1,7 @@
-"""What tests of losses share, and which cases of a test are for plain runs."""
+"""What tests of losses share, which cases of a test are for plain runs, and which tests share a process."""
 
 import collections
+import re
 
 import numpy as np
 import pytest
@@ -54,3 +55,30 @@ def pytest_collection_modifyitems(items):
         seen[test] += 1
         if seen[test] > marker.args[0]:
             item.add_marker(pytest.mark.slow)
+
+
+# Whose tests share what a fixture makes, which takes long.
+ONE_PROCESS = {
+    *("replicas_test.py", "assert_batch_invariant_test.py", "catalog_test.py"),
+    *("adaptation_curve_test.py", "adapted_functions_test.py"),
+}
+
+
+def process_of(nodeid):
+    """Tests of one answer share a process. (The marks of pytest-xdist do nothing under pytest 9.2.)"""
+    path, _, test = nodeid.partition("::")
+    file = path.rsplit("/", 1)[-1]
+    if file in ONE_PROCESS:
+        return file
+    row = re.search(r"\[(?:mixed_\w+-)?(.+)\]$", test)
+    return f"row {row[1]}" if file == "contract_test.py" and row else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return process_of(nodeid)
+
+    return Scheduling(config, log)

@@ -4,6 +4,7 @@ A new loss adds a row to `LOSSES`, a new model one to `MODELS`; nothing else her
 """
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -328,9 +329,42 @@ def fit(model, name, epochs=2, y=None, **kwargs):
     return np.array(history.history["loss"])
 
 
-def assert_same_weights(model, other, **tolerance):
-    for x, y in zip(model.get_weights(), other.get_weights(), strict=True):
+def assert_same_weights(model, weights, **tolerance):
+    for x, y in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_allclose(x, y, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+@dataclasses.dataclass
+class Straight:
+    """A run of four epochs that nothing interrupts."""
+
+    losses: np.ndarray
+    half_way: list[np.ndarray]
+    end: list[np.ndarray]
+    file: Path
+    """The model after two epochs."""
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory):
+    """Of each row, trained where it is first asked for; `conftest.py` has a row's tests in one process."""
+
+    @functools.cache
+    def run(name):
+        model = compiled(name)
+        file = tmp_path_factory.mktemp("straight") / "model.keras"
+        half_way = []
+
+        def note(epoch, logs):
+            if epoch == 1:
+                half_way.extend(model.get_weights())
+                model.save(file)
+
+        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=note)]
+        losses = fit(model, name, epochs=4, callbacks=callbacks)
+        return Straight(losses, half_way, model.get_weights(), file)
+
+    return run
 
 
 def test_every_public_loss_and_model_has_a_row():
@@ -386,14 +420,11 @@ def test_losses_in_half_precision(row):
 
 
 @everything
-def test_save_and_load_without_custom_objects(name, tmp_path):
-    model = compiled(name)
-    fit(model, name)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    assert_same_weights(model, again)
-    np.testing.assert_array_equal(fit(again, name), fit(model, name))
-    assert_same_weights(model, again)
+def test_save_and_load_without_custom_objects(name, straight):
+    again = keras.models.load_model(straight(name).file)
+    assert_same_weights(again, straight(name).half_way)
+    np.testing.assert_array_equal(fit(again, name), straight(name).losses[2:])
+    assert_same_weights(again, straight(name).end)
 
 
 @every_model
@@ -438,23 +469,39 @@ def test_sample_weights(name):
 
 
 @everything
-def test_eager_and_graph_and_several_steps_at_once_are_the_same(name):
-    graph = compiled(name)
-    expected = fit(graph, name)
+def test_eager_and_graph_and_several_steps_at_once_are_the_same(name, straight):
     for settings in ({"run_eagerly": True}, {"steps_per_execution": 2}):
         model = compiled(name, **settings)
-        np.testing.assert_allclose(fit(model, name), expected, rtol=1e-5)
+        np.testing.assert_allclose(fit(model, name), straight(name).losses[:2], rtol=1e-5)
         rounding = getattr(FITTED[name], "rounding", 1e-5)
-        assert_same_weights(model, graph, rtol=1e-4, atol=rounding)
+        assert_same_weights(model, straight(name).half_way, rtol=1e-4, atol=rounding)
 
 
 @everything
-def test_compiled_by_xla(name):
+def test_compiled_by_xla(name, straight):
     if not getattr(FITTED[name], "xla", True):
         pytest.skip("Parts that do not divide the batch are nothing for XLA.")
-    graph, xla = compiled(name), compiled(name, jit_compile=True)
-    np.testing.assert_allclose(fit(xla, name), fit(graph, name), rtol=1e-4)
-    assert_same_weights(xla, graph, rtol=1e-3, atol=1e-4)
+    xla = compiled(name, jit_compile=True)
+    np.testing.assert_allclose(fit(xla, name), straight(name).losses[:2], rtol=1e-4)
+    assert_same_weights(xla, straight(name).half_way, rtol=1e-3, atol=1e-4)
+
+
+def first_loss_and_path(name):
+    """The loss before training, and how far each weight goes."""
+    model, loss = build(name)
+    model.compile(keras.optimizers.SGD(1e-2), **loss)
+    start = [w.copy() for w in model.get_weights()]
+    row = FITTED[name]
+    value = model.evaluate(row.x, row.y, batch_size=row.batch, verbose=0, return_dict=True)["loss"]
+    # Float16 skips its first steps, until the optimiser has found the scale of the loss.
+    fit(model, name, epochs=12)
+    return value, sum(
+        np.linalg.norm(after - before)
+        for after, before in zip(model.get_weights(), start, strict=True)
+    )
+
+
+first_loss_and_path_in_float32 = functools.cache(first_loss_and_path)
 
 
 @everything
@@ -463,26 +510,10 @@ def test_compiled_by_xla(name):
 )
 def test_mixed_precision(name, policy):
     """The loss is near float32's, and steps are of the same size, not scaled away."""
-
-    def loss_and_path():
-        model, loss = build(name)
-        model.compile(keras.optimizers.SGD(1e-2), **loss)
-        start = [w.copy() for w in model.get_weights()]
-        row = FITTED[name]
-        value = model.evaluate(row.x, row.y, batch_size=row.batch, verbose=0, return_dict=True)[
-            "loss"
-        ]
-        # Float16 skips its first steps, until the optimiser has found the scale of the loss.
-        fit(model, name, epochs=12)
-        return value, sum(
-            np.linalg.norm(after - before)
-            for after, before in zip(model.get_weights(), start, strict=True)
-        )
-
-    full, path = loss_and_path()
+    full, path = first_loss_and_path_in_float32(name)
     keras.config.set_dtype_policy(policy)
     try:
-        half, half_path = loss_and_path()
+        half, half_path = first_loss_and_path(name)
     finally:
         keras.config.set_dtype_policy("float32")
     np.testing.assert_allclose(half, full, rtol=FITTED[name].half_precision)
@@ -490,10 +521,7 @@ def test_mixed_precision(name, policy):
 
 
 @everything
-def test_resumed_from_a_backup_equals_uninterrupted(name, tmp_path):
-    straight = compiled(name)
-    expected = fit(straight, name, epochs=4)
-
+def test_resumed_from_a_backup_equals_uninterrupted(name, straight, tmp_path):
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:
@@ -506,8 +534,8 @@ def test_resumed_from_a_backup_equals_uninterrupted(name, tmp_path):
         fit(compiled(name), name, epochs=4, callbacks=[backup(), Interrupt()])
     resumed = compiled(name)
     last = fit(resumed, name, epochs=4, callbacks=[backup()])
-    np.testing.assert_array_equal(last, expected[2:])
-    assert_same_weights(resumed, straight)
+    np.testing.assert_array_equal(last, straight(name).losses[2:])
+    assert_same_weights(resumed, straight(name).end)
 
 
 TWO_REPLICAS = """

@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# One process for all, which share what a fixture made.
-pytestmark = pytest.mark.xdist_group("replicas")
-
 WORKER = Path(__file__).with_name("replicas_worker.py")
 # Relative to the largest weight of the model: some biases have a gradient of exactly zero in theory
 # (those before a BatchNorm, say) and hold nothing but rounding.

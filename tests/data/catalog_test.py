@@ -8,9 +8,6 @@ import tensorflow as tf
 
 from keras_sslmeta.data import catalog, download_report, load
 
-# One process for all, which share what a fixture made.
-pytestmark = pytest.mark.xdist_group("catalog")
-
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "tfds"
 needs_real_data = pytest.mark.skipif(
     not REAL.is_dir(), reason="no prepared data in ../shared/data/tfds"

@@ -9,9 +9,6 @@ import tensorflow as tf
 import keras_sslmeta as ksm
 from keras_sslmeta.evaluation import AdaptationCurve, FewShotResult, adaptation_curve
 
-# One process for all, which share what a fixture made.
-pytestmark = pytest.mark.xdist_group("adaptation_curve")
-
 TASKS, QUERIES, STEPS = 7, 6, 3
 
 

@@ -10,9 +10,6 @@ import pytest
 
 import keras_sslmeta.testing as testing
 
-# One process for all, which share what a fixture made.
-pytestmark = pytest.mark.xdist_group("assert_batch_invariant")
-
 WORKER = Path(__file__).with_name("batch_invariance_worker.py")
 
 RIGHT = (

@@ -6,9 +6,6 @@ from matplotlib.figure import Figure
 import keras_sslmeta as ksm
 from keras_sslmeta.visualization import plot_adapted_functions
 
-# One process for all, which share what a fixture made.
-pytestmark = pytest.mark.xdist_group("adapted_functions")
-
 
 @pytest.fixture(scope="module")
 def maml():
