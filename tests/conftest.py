@@ -59,19 +59,21 @@ def pytest_collection_modifyitems(items):
 
 # Whose tests share what a fixture makes, which takes long.
 ONE_PROCESS = {
-    *("replicas_test.py", "assert_batch_invariant_test.py", "catalog_test.py"),
-    *("adaptation_curve_test.py", "adapted_functions_test.py"),
+    "tests/replicas_test.py",
+    "tests/data/catalog_test.py",
+    "tests/evaluation/adaptation_curve_test.py",
+    "tests/testing/assert_batch_invariant_test.py",
+    "tests/visualization/adapted_functions_test.py",
 }
 
 
 def process_of(nodeid):
     """Tests of one answer share a process. (The marks of pytest-xdist do nothing under pytest 9.2.)"""
     path, _, test = nodeid.partition("::")
-    file = path.rsplit("/", 1)[-1]
-    if file in ONE_PROCESS:
-        return file
+    if path in ONE_PROCESS:
+        return path
     row = re.search(r"\[(?:mixed_\w+-)?(.+)\]$", test)
-    return f"row {row[1]}" if file == "contract_test.py" and row else nodeid
+    return f"row {row[1]}" if path == "tests/contract_test.py" and row else nodeid
 
 
 def pytest_xdist_make_scheduler(config, log):
