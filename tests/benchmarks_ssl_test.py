@@ -11,10 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
-METHODS = [
-    "SimCLR", "SupCon", "DCL", "MoCo", "MoCoV3", "BYOL", "SimSiam", "NNCLR", "BarlowTwins",
-    "VICReg", "LeJEPA",
-]  # fmt: skip
+METHODS = ["SimCLR", "SupCon", "MoCo", "BYOL"]
 
 
 def run(folder, script, *arguments):
@@ -39,7 +36,7 @@ def mean_and_half(bits, size):
 @pytest.mark.slow
 def test_steps_are_measured_and_rows_kept(tmp_path):
     tiny = ["--encoder", "conv4", "--batch", "8", "--rounds", "1", "--steps", "2"]
-    for methods in (METHODS[:4], METHODS[4:]):
+    for methods in (METHODS[:1], METHODS[1:]):
         done = run(tmp_path, "ssl_step.py", *tiny, "--methods", *methods)
         assert done.returncode == 0, done.stderr[-3000:]
     table = json.loads((tmp_path / "ssl_step.json").read_text())
@@ -86,7 +83,7 @@ def test_cost_of_probes_and_of_large_batches_is_measured(tmp_path):
 def test_methods_on_cifar10_go_on_where_they_stopped(tmp_path):
     """A run that was cut off after an epoch ends as one that was not, to the bit."""
     tiny = (
-        "--train_size 320 --test_size 64 --batch 32 --k 10 --epochs 2 --methods MoCo LeJEPA "
+        "--train_size 320 --test_size 64 --batch 32 --k 10 --epochs 2 --methods MoCo "
         f"--data_dir {TFDS}"
     ).split()
     done = run(tmp_path, "cifar10_ssl.py", *tiny, "--work", "straight")
@@ -100,17 +97,16 @@ def test_methods_on_cifar10_go_on_where_they_stopped(tmp_path):
 
     records = {}
     for folder in ("straight", "resumed"):
-        for name in ("raw pixels", "untrained encoder", "MoCo", "LeJEPA"):
+        for name in ("raw pixels", "untrained encoder", "MoCo"):
             record = json.loads((tmp_path / folder / f"{name}_0.json").read_text())
             records[folder, name] = record
             assert all(len(bits) == 16 for bits in record["hits"].values())
-    for name in ("MoCo", "LeJEPA"):
-        straight, resumed = records["straight", name], records["resumed", name]
-        assert len(straight["loss"]) == 2 and straight["curve"].keys() == {"1", "2"}
-        for key in ("loss", "curve", "hits"):
-            assert straight[key] == resumed[key], name
+    straight, resumed = records["straight", "MoCo"], records["resumed", "MoCo"]
+    assert len(straight["loss"]) == 2 and straight["curve"].keys() == {"1", "2"}
+    for key in ("loss", "curve", "hits"):
+        assert straight[key] == resumed[key]
     rows = json.loads((tmp_path / "resumed" / "cifar10_ssl.json").read_text())
-    assert [row["method"] for row in rows] == ["raw pixels", "untrained encoder", "MoCo", "LeJEPA"]
+    assert [row["method"] for row in rows] == ["raw pixels", "untrained encoder", "MoCo"]
     for row in rows:
         hits = records["straight", row["method"]]["hits"]
         for measure in ("knn", "linear", "linear_10"):

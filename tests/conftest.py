@@ -1,11 +1,34 @@
 """What tests of losses share, which cases of a test are for plain runs, and which tests share a process."""
 
 import collections
+import functools
 import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from keras_sslmeta import testing
+from keras_sslmeta.testing import replica_runs
+
+# For tests on replicas; logical devices must be made before the first tensor.
+testing.configure_replicas(4)
+
+
+@pytest.fixture(scope="session")
+def replicas():
+    """The strategy of so many replicas. Of one: TensorFlow's default, without a strategy."""
+
+    @functools.cache
+    def of(count):
+        if count == 1:
+            return tf.distribute.get_strategy()
+        # As users make it. Collectives of a second one in this process would share their keys.
+        if count == 2:
+            return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        return replica_runs.strategy(count)
+
+    return of
 
 
 @pytest.fixture
@@ -57,23 +80,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
-# Whose tests share what a fixture makes, which takes long.
+# Files whose tests share what a fixture makes, which takes long: all of them, or those that agree in what
+# the pattern finds.
 ONE_PROCESS = {
-    "tests/replicas_test.py",
-    "tests/data/catalog_test.py",
-    "tests/evaluation/adaptation_curve_test.py",
-    "tests/testing/assert_batch_invariant_test.py",
-    "tests/visualization/adapted_functions_test.py",
+    "tests/contract_test.py": r"\[(?:mixed_\w+-)?(.+)\]$",
+    "tests/data/catalog_test.py": "()",
+    "tests/evaluation/adaptation_curve_test.py": "()",
+    "tests/replicas_test.py": r"::test_replicas_equal_one_device\[(.+)-\d\]$",
+    "tests/testing/assert_batch_invariant_test.py": "()",
+    "tests/visualization/adapted_functions_test.py": "()",
 }
 
 
 def process_of(nodeid):
     """Tests of one answer share a process. (The marks of pytest-xdist do nothing under pytest 9.2.)"""
-    path, _, test = nodeid.partition("::")
-    if path in ONE_PROCESS:
-        return path
-    row = re.search(r"\[(?:mixed_\w+-)?(.+)\]$", test)
-    return f"row {row[1]}" if path == "tests/contract_test.py" and row else nodeid
+    path = nodeid.partition("::")[0]
+    if path not in ONE_PROCESS:
+        return nodeid
+    found = re.search(ONE_PROCESS[path], nodeid)
+    return f"{path} {found[1] if found else ''}"
 
 
 def pytest_xdist_make_scheduler(config, log):

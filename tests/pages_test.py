@@ -13,9 +13,15 @@ PAGES = {
     "self_supervised.md": 30,
     "meta_learning.md": 50,
 }
+LONG = ("self_supervised.md", "meta_learning.md")
 
 
-@pytest.mark.parametrize(("name", "least"), PAGES.items())
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        pytest.param(*page, marks=pytest.mark.slow if page[0] in LONG else ()) for page in PAGES.items()
+    ],
+)
 def test_examples(name, least):
     blocks = re.findall(
         r"^```pycon\n(.*?)^```$", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL

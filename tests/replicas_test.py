@@ -1,5 +1,7 @@
 """Two epochs on 1, 2 and 4 replicas and on two workers give one device's history and weights."""
 
+import functools
+import importlib.util
 import json
 import os
 import socket
@@ -11,28 +13,27 @@ import numpy as np
 import pytest
 
 WORKER = Path(__file__).with_name("replicas_worker.py")
+spec = importlib.util.spec_from_file_location("replicas_worker", WORKER)
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
 # Relative to the largest weight of the model: some biases have a gradient of exactly zero in theory
 # (those before a BatchNorm, say) and hold nothing but rounding.
 TOLERANCE = 1e-5
 
 
-def start(out, what, tf_config=None):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    if tf_config is not None:
-        env["TF_CONFIG"] = json.dumps(tf_config)
+def start(out, tf_config):
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TF_CONFIG": json.dumps(tf_config),
+    }
     return subprocess.Popen(
-        [sys.executable, str(WORKER), str(out), what],
+        [sys.executable, str(WORKER), str(out)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def finish(*processes):
-    for process in processes:
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output[-4000:]
 
 
 def free_ports(count):
@@ -46,53 +47,34 @@ def free_ports(count):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def workers(tmp_path_factory):
+    """The results of two workers, by worker and name."""
     folder = tmp_path_factory.mktemp("replicas")
-    for what in ("1", "2", "4"):
-        finish(start(folder / f"{what}.npz", what))
     addresses = [f"localhost:{port}" for port in free_ports(2)]
-    finish(
-        *(
-            start(
-                folder / f"worker_{i}.npz",
-                "workers",
-                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}},
-            )
-            for i in range(2)
+    processes = [
+        start(
+            folder / f"{i}.npz",
+            {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}},
         )
-    )
-    return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
+        for i in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output[-4000:]
+    results: dict = {}
+    for i in range(2):
+        for key, value in np.load(folder / f"{i}.npz").items():
+            name, _, quantity = key.partition("/")
+            results.setdefault((i, name), {})[quantity] = value
+    return results
 
 
-def case(results, run, name):
-    prefix = f"{name}/"
-    return {k.removeprefix(prefix): v for k, v in results[run].items() if k.startswith(prefix)}
+@pytest.fixture(scope="module")
+def one_device(replicas):
+    return functools.cache(lambda name: worker.run(name, replicas(1)))
 
 
-RUNS = [
-    (run, name)
-    for run in ("2", "4")
-    for name in (
-        "plain",
-        "plain_weighted",
-        "plain_mean_of_weights",
-        "sim_clr",
-        "sim_clr_weighted",
-        "sim_clr_synchronised_norm",
-        "maml",
-        "maml_weighted",
-    )
-] + [
-    (f"worker_{i}", name)
-    for i in (0, 1)
-    for name in ("sim_clr", "sim_clr_weighted", "maml", "maml_weighted")
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("run", "name"), RUNS)
-def test_equals_one_device(results, run, name):
-    expected, got = case(results, "1", name), case(results, run, name)
+def assert_equal(got, expected):
     assert got.keys() == expected.keys()
     np.testing.assert_allclose(got["history"], expected["history"], rtol=TOLERANCE)
     np.testing.assert_allclose(got["evaluate"], expected["evaluate"], rtol=TOLERANCE)
@@ -105,11 +87,30 @@ def test_equals_one_device(results, run, name):
 
 
 @pytest.mark.slow
-def test_weights_and_training_matter(results):
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        *((name, 2) for name in worker.CASES),
+        *((name, 4) for name in ("plain", "sim_clr", "sim_clr_synchronised_norm", "maml")),
+    ],
+)
+def test_replicas_equal_one_device(name, count, one_device, replicas):
+    assert_equal(worker.run(name, replicas(count)), one_device(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("name", worker.ON_MANY_WORKERS)
+def test_workers_equal_one_device(name, index, one_device, workers):
+    assert_equal(workers[index, name], one_device(name))
+
+
+@pytest.mark.slow
+def test_weights_and_training_matter(one_device):
     """The comparison could fail: the cases differ from each other, and two epochs changed the loss."""
-    plain, weighted = case(results, "1", "plain"), case(results, "1", "plain_weighted")
+    plain, weighted = one_device("plain"), one_device("plain_weighted")
     assert not np.allclose(plain["history"], weighted["history"], rtol=1e-3)
     assert not np.allclose(plain["weight_0"], weighted["weight_0"], rtol=1e-3)
-    sim_clr, weighted = case(results, "1", "sim_clr"), case(results, "1", "sim_clr_weighted")
+    sim_clr, weighted = one_device("sim_clr"), one_device("sim_clr_weighted")
     assert not np.allclose(sim_clr["history"], weighted["history"], rtol=1e-3)
     assert abs(plain["history"][0] - plain["history"][1]) > 1e-2

@@ -1,8 +1,7 @@
-"""Trains the same small models on the replicas asked for, and writes histories and weights.
+"""Small models, trained on the strategy given; as a program, one of several workers.
 
-Run by `replicas_test.py`, each number of replicas in a process of its own:
-    python tests/replicas_worker.py OUT.npz REPLICAS
-    TF_CONFIG=… python tests/replicas_worker.py OUT.npz workers
+Run by `replicas_test.py`, each worker in a process of its own:
+    TF_CONFIG=… python tests/replicas_worker.py OUT.npz
 """
 
 import os
@@ -28,18 +27,6 @@ EPISODES = {
 }
 QUERY_Y = RNG.integers(0, 3, size=(SAMPLES, 9))
 WEIGHTS = RNG.uniform(0.2, 2.0, size=SAMPLES).astype("float32")
-
-
-def make_strategy(what):
-    """Made before any tensor: a multi-worker strategy must be, and one object must do for the process."""
-    if what == "workers":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if what == "1":
-        return tf.distribute.get_strategy()
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    devices = [tf.config.LogicalDeviceConfiguration() for _ in range(int(what))]
-    tf.config.set_logical_device_configuration(cpu, devices)
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(int(what))])
 
 
 def plain_model(reduction="sum_over_batch_size"):
@@ -112,31 +99,34 @@ CASES = {
     "maml_vectorized": (lambda: maml(vectorized=True), EPISODES, {"y": QUERY_Y}),
     "maml_weighted": (maml, EPISODES, {"y": QUERY_Y, "sample_weight": WEIGHTS}),
 }
+# Keras's own models cannot fit there: see mechanisms/multi_worker.py.
 ON_MANY_WORKERS = ("sim_clr", "sim_clr_weighted", "maml", "maml_weighted")
 
 
-def main(out, what):
-    strategy = make_strategy(what)
-    results = {}
-    for name, (build, x, kwargs) in CASES.items():
-        if what == "workers" and name not in ON_MANY_WORKERS:
-            continue  # Keras's own models cannot fit there: see mechanisms/multi_worker.py.
-        keras.utils.set_random_seed(1)
-        with strategy.scope():
-            model = build()
-        history = model.fit(
-            x, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, **kwargs
-        ).history
-        results[f"{name}/history"] = history["loss"]
-        results[f"{name}/evaluate"] = list(
-            model.evaluate(x, batch_size=BATCH, verbose=0, return_dict=True, **kwargs).values()
-        )
-        for i, weight in enumerate(model.get_weights()):
-            results[f"{name}/weight_{i}"] = weight
-        if name in ("sim_clr", "maml"):
-            plain = x[:, 0] if name == "sim_clr" else x
-            results[f"{name}/predict"] = model.predict(plain, batch_size=BATCH, verbose=0)
-    np.savez(out, **results)
+def run(name, strategy):
+    """Losses of the epochs, losses and metrics of `evaluate`, weights, and predictions of some."""
+    build, x, kwargs = CASES[name]
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        model = build()
+    history = model.fit(
+        x, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, **kwargs
+    ).history
+    result = {"history": history["loss"]}
+    values = model.evaluate(x, batch_size=BATCH, verbose=0, return_dict=True, **kwargs)
+    result["evaluate"] = list(values.values())
+    result |= {f"weight_{i}": weight for i, weight in enumerate(model.get_weights())}
+    if name in ("sim_clr", "maml"):
+        plain = x[:, 0] if name == "sim_clr" else x
+        result["predict"] = model.predict(plain, batch_size=BATCH, verbose=0)
+    return result
+
+
+def main(out):
+    # Made before any tensor, as a multi-worker strategy must be, and one for the process.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    results = {name: run(name, strategy) for name in ON_MANY_WORKERS}
+    np.savez(out, **{f"{n}/{key}": x for n, result in results.items() for key, x in result.items()})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 import csv
 import math
-import pathlib
-import subprocess
-import sys
-import textwrap
 import warnings
 
 import keras
@@ -12,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sslmeta.callbacks import KNNProbe
+from keras_sslmeta.data import two_views
 from keras_sslmeta.evaluation import knn_accuracy
 
 RANDOM = np.random.default_rng(0)
@@ -210,54 +207,29 @@ def test_traces_once():
     assert after_epoch[1:] == [after_epoch[0]] * 3
 
 
+class Spread(keras.losses.Loss):
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return keras.ops.mean(keras.ops.square(y_pred[:, 0] - y_pred[:, 1])) / 2
+
+
 @pytest.mark.slow
-def test_two_replicas_and_two_views():
-    """Under MirroredStrategy, on a `two_views` dataset: in its own process, as TF wants it."""
-    program = """
-        import os
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        import numpy as np
-        import tensorflow as tf
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-        strategy = tf.distribute.MirroredStrategy(
-            ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
-        import keras
-        from keras_sslmeta.callbacks import KNNProbe
-        from keras_sslmeta.data import two_views
-        from keras_sslmeta.evaluation import knn_accuracy
-
-        class Spread(keras.losses.Loss):
-            def __call__(self, y_true, y_pred, sample_weight=None):
-                return keras.ops.mean(keras.ops.square(y_pred[:, 0] - y_pred[:, 1])) / 2
-
-        random = np.random.default_rng(0)
-        x, y = random.normal(size=(61, 4)).astype("float32"), random.integers(0, 3, 61)
-        with strategy.scope():
-            encoder = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
-            views = keras.Input((2, 4))
-            z = keras.ops.stack([encoder(views[:, i]) for i in range(2)], axis=1)
-            model = keras.Model(views, z)
-            model.compile("sgd", loss=Spread())
-        data = two_views(x, augmentation=keras.layers.GaussianNoise(0.3), batch_size=16, seed=0)
-        probe = KNNProbe((x[:41], y[:41]), (x[41:], y[41:]), k=5, encoder=encoder, batch_size=8)
-        history = model.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=[probe])
-        features = np.tanh(x @ encoder.layers[0].kernel.numpy() + encoder.layers[0].bias.numpy())
-        expected = knn_accuracy(features[:41], y[:41], features[41:], y[41:], k=5)
-        values = history.history["knn_accuracy"]
-        assert len(values) == 3 and abs(values[-1] - expected) < 1e-9, (values, expected)
-        print("as expected")
-    """
-    root = pathlib.Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        timeout=300,
-        check=False,
-    )
-    assert done.stdout.strip().endswith("as expected"), done.stderr[-3000:]
+def test_two_replicas_and_two_views(replicas):
+    """Under MirroredStrategy, on a `two_views` dataset."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(61, 4)).astype("float32"), random.integers(0, 3, 61)
+    with replicas(2).scope():
+        encoder = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
+        views = keras.Input((2, 4))
+        z = keras.ops.stack([encoder(views[:, i]) for i in range(2)], axis=1)
+        model = keras.Model(views, z)
+        model.compile("sgd", loss=Spread())
+    data = two_views(x, augmentation=keras.layers.GaussianNoise(0.3), batch_size=16, seed=0)
+    probe = KNNProbe((x[:41], y[:41]), (x[41:], y[41:]), k=5, encoder=encoder, batch_size=8)
+    history = model.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=[probe])
+    features = np.tanh(x @ encoder.layers[0].kernel.numpy() + encoder.layers[0].bias.numpy())
+    expected = knn_accuracy(features[:41], y[:41], features[41:], y[41:], k=5)
+    values = history.history["knn_accuracy"]
+    assert len(values) == 3 and abs(values[-1] - expected) < 1e-9
 
 
 @pytest.mark.parametrize("batch_size", [None, 7])

@@ -1,9 +1,6 @@
+import contextlib
 import csv
 import math
-import pathlib
-import subprocess
-import sys
-import textwrap
 import warnings
 
 import keras
@@ -12,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from keras_sslmeta import SimCLR
-from keras_sslmeta.callbacks import LinearProbe
-from keras_sslmeta.evaluation import linear_probe
+from keras_sslmeta.callbacks import LinearProbe, RepresentationHealth
+from keras_sslmeta.evaluation import linear_probe, representation_health
 
 RANDOM = np.random.default_rng(0)
 Y = RANDOM.integers(0, 3, 90)
@@ -215,60 +212,32 @@ def test_mixed_precision_and_steps_per_execution():
 
 
 @pytest.mark.slow
-def test_two_replicas():
-    """Inside and outside of the scope of a MirroredStrategy: in its own process, as TF wants it."""
-    program = """
-        import os
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        import numpy as np
-        import tensorflow as tf
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-        strategy = tf.distribute.MirroredStrategy(
-            ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
-        import keras
-        import keras_sslmeta as ksm
-        from keras_sslmeta.callbacks import LinearProbe, RepresentationHealth
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
+def test_two_replicas(inside, replicas):
+    """Outside and inside of the scope of a MirroredStrategy."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(61, 4)).astype("float32"), random.integers(0, 3, 61)
+    strategy = replicas(2)
 
-        random = np.random.default_rng(0)
-        x, y = random.normal(size=(61, 4)).astype("float32"), random.integers(0, 3, 61)
+    def run(callbacks, inside):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            encoder = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
+            model = SimCLR(encoder, augmentation=keras.layers.GaussianNoise(0.3))
+            model.compile(keras.optimizers.Adam(0.01))
+        with strategy.scope() if inside else contextlib.nullcontext():
+            model.fit(x, batch_size=16, epochs=3, verbose=0, callbacks=callbacks)
+        return model.history.history, model.get_weights()
 
-        def run(probes, inside):
-            keras.utils.set_random_seed(0)
-            with strategy.scope():
-                encoder = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
-                model = ksm.SimCLR(encoder, augmentation=keras.layers.GaussianNoise(0.3))
-                model.compile(keras.optimizers.Adam(0.01))
-                if inside:
-                    model.fit(x, batch_size=16, epochs=3, verbose=0, callbacks=probes)
-            if not inside:
-                model.fit(x, batch_size=16, epochs=3, verbose=0, callbacks=probes)
-            features = np.tanh(x @ encoder.layers[0].kernel.numpy() + encoder.layers[0].bias.numpy())
-            return model.history.history, model.get_weights(), features
-
-        plain, expected, features = run([], False)
-        for inside in (False, True):
-            probe = LinearProbe((x[:41], y[:41]), (x[41:], y[41:]))
-            health = RepresentationHealth(x, views=3)
-            history, weights, _ = run([probe, health], inside)
-            assert history["loss"] == plain["loss"], (inside, history, plain)
-            for a, b in zip(weights, expected):
-                np.testing.assert_array_equal(a, b)
-            assert len(history["linear_accuracy"]) == len(history["lidar"]) == 3
-            found = ksm.evaluation.representation_health(health._features())
-            assert abs(found.rankme - history["rankme"][-1]) < 1e-6
-        print("as expected")
-    """
-    root = pathlib.Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        timeout=300,
-        check=False,
-    )
-    assert done.stdout.strip().endswith("as expected"), done.stderr[-3000:]
+    plain, expected = run([], False)
+    health = RepresentationHealth(x, views=3)
+    history, weights = run([LinearProbe((x[:41], y[:41]), (x[41:], y[41:])), health], inside)
+    assert history["loss"] == plain["loss"]
+    for a, b in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(history["linear_accuracy"]) == len(history["lidar"]) == 3
+    found = representation_health(health._features())
+    assert abs(found.rankme - history["rankme"][-1]) < 1e-6
 
 
 def test_views_without_encoder_and_taken_names_are_refused():

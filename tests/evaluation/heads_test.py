@@ -102,9 +102,11 @@ def test_two_classes():
     support, labels, query = tasks_of(6, ways=2)
     scores = heads.Logistic(0.5)(support, labels, query)
     for task in range(TASKS):
-        model = LogisticRegression(C=0.5, max_iter=1000).fit(support[task], labels[task])
+        model = LogisticRegression(C=0.5, max_iter=1000)
+        model.fit(support[task].astype("float64"), labels[task])
         likely = np.exp(scores[task]) / np.exp(scores[task]).sum(-1, keepdims=True)
-        np.testing.assert_allclose(likely, model.predict_proba(query[task]), rtol=1e-4)
+        expected = model.predict_proba(query[task].astype("float64"))
+        np.testing.assert_allclose(likely, expected, rtol=1e-6)
 
 
 @EACH

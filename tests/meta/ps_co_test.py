@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -466,71 +462,48 @@ def test_few_shot_and_nearest_neighbour_accuracy_rise():
 
 # ------------------------------------------------------------------------------------- replicas
 
-TWO_REPLICAS = """
-import keras, numpy as np, tensorflow as tf
-import keras_sslmeta as ksm
-ksm.testing.configure_replicas(2)
-from keras_sslmeta.meta.ps_co import PsCo
-from keras_sslmeta.testing import replica_runs
+TWELVE = np.random.default_rng(0).normal(size=(12, 2, 5)).astype("float32")
+# An uneven last batch.
+BATCHES = np.tile(TWELVE, (3, 1, 1))[:35]
 
-rng = np.random.default_rng(0)
-VIEWS = rng.normal(size=(12, 2, 5)).astype("float32")
 
-def build(**kwargs):
+def on_replicas(**kwargs):
     keras.utils.set_random_seed(0)
-    encoder = keras.Sequential(
-        [keras.Input((5,)), keras.layers.Dense(7, "tanh"), keras.layers.Dense(6, "tanh")]
-    )
     heads = {name: ksm.layers.ProjectionHead(4) for name in ("projector", "predictor")}
-    model = PsCo(encoder, **{**heads, **kwargs}, queue_size=20, shots=3, momentum=0.8)
-    model.compile(keras.optimizers.SGD(0.1))
-    return model
-
-# Three steps: the queue is empty, holds one batch, and has gone round.
-ksm.testing.assert_batch_invariant(build(), VIEWS)
-print("same: steps")
-ksm.testing.assert_batch_invariant(build(), VIEWS, sample_weight="random")
-print("same: sample weights")
-
-data = tf.data.Dataset.from_tensor_slices(np.tile(VIEWS, (3, 1, 1))[:35]).batch(12)
-results = []
-strategy = replica_runs.strategy(2)
-for scope in (tf.distribute.get_strategy().scope, strategy.scope):
-    with scope():
-        model = build()
-    start = [w.numpy() for w in model.weights]
-    history = model.fit(data, epochs=2, shuffle=False, verbose=0).history["loss"]
-    results.append([np.array(history), *[w.numpy() for w in model.weights]])
-for one, two in zip(*results, strict=True):
-    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
-print("same: fit")
-
-with strategy.scope():
-    # With the default heads, whose BatchNorm is synchronised.
-    model = build(projector=None, predictor=None)
-model.fit(data, epochs=2, shuffle=False, verbose=0)
-for weight in model.weights:
-    copies = strategy.experimental_local_results(weight.value)
-    assert len(copies) == 2
-    for copy in copies:
-        np.testing.assert_array_equal(copy, copies[0], err_msg=weight.path)
-print("same: replicas")
-"""
+    return build(**{**heads, **kwargs}, queue_size=20, shots=3, momentum=0.8)
 
 
 @pytest.mark.slow
-def test_two_replicas_are_one_device():
-    run = subprocess.run(
-        [sys.executable, "-c", TWO_REPLICAS],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        check=False,
+@pytest.mark.parametrize("sample_weight", [None, "random"])
+def test_steps_on_replicas(sample_weight):
+    """Three: the queue is empty, holds one batch, and has gone round."""
+    ksm.testing.assert_batch_invariant(
+        on_replicas(), TWELVE, sample_weight=sample_weight, replicas=2
     )
-    assert run.returncode == 0, run.stderr[-4000:]
-    named = ["steps", "sample weights", "fit", "replicas"]
-    assert run.stdout.split("\n")[:-1] == [f"same: {name}" for name in named]
+
+
+@pytest.mark.slow
+def test_fit_on_replicas(replicas):
+    data = tf.data.Dataset.from_tensor_slices(BATCHES).batch(12)
+    results = []
+    for count in (1, 2):
+        with replicas(count).scope():
+            model = on_replicas()
+        history = model.fit(data, epochs=2, shuffle=False, verbose=0).history["loss"]
+        results.append([np.array(history), *[w.numpy() for w in model.weights]])
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_replicas_stay_alike(replicas):
+    """With the default heads, whose BatchNorm is synchronised."""
+    with replicas(2).scope():
+        model = on_replicas(projector=None, predictor=None)
+    data = tf.data.Dataset.from_tensor_slices(BATCHES).batch(12)
+    model.fit(data, epochs=2, shuffle=False, verbose=0)
+    for weight in model.weights:
+        copies = replicas(2).experimental_local_results(weight.value)
+        assert len(copies) == 2
+        for copy in copies:
+            np.testing.assert_array_equal(copy, copies[0], err_msg=weight.path)

@@ -1,26 +1,26 @@
-"""One gradient on one device, on two replicas in even and uneven shares, and in micro-batches."""
+"""One gradient on one device and on two replicas in even and uneven shares, whole and in micro-batches."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import keras
 import pytest
-from small_methods import METHODS
+from small_methods import LABELS, METHODS, VIEWS
 
-WORKER = Path(__file__).with_name("replicas_worker.py")
+import keras_sslmeta as ksm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["", "3"], ids=["whole", "in parts"])
-def test_every_method_is_exact_on_replicas(size):
-    cases = [f"{name}/{size}" for name in METHODS]
-    run = subprocess.run(
-        [sys.executable, str(WORKER), *cases],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.mark.parametrize("size", [None, 3], ids=["whole", "in parts"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_exact_on_replicas(name, size):
+    rate = {"BarlowTwins": 0.01, "VICReg": 0.01}.get(name, 0.1)
+    keras.utils.set_random_seed(0)
+    model = METHODS[name](micro_batch_size=size)
+    model.compile(keras.optimizers.SGD(rate))
+    ksm.testing.assert_batch_invariant(
+        model,
+        VIEWS,
+        LABELS if name == "SupCon" else None,
+        replicas=2,
+        micro_batches=False,  # They are tested by `micro_batch_test.py`.
+        rtol=2e-5,
+        learning_rate=rate,
     )
-    assert run.returncode == 0, run.stderr[-4000:]
-    assert run.stdout.splitlines() == [f"same: {case}" for case in cases]
