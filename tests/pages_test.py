@@ -19,7 +19,8 @@ LONG = ("self_supervised.md", "meta_learning.md")
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        pytest.param(*page, marks=pytest.mark.slow if page[0] in LONG else ()) for page in PAGES.items()
+        pytest.param(*page, marks=pytest.mark.slow if page[0] in LONG else ())
+        for page in PAGES.items()
     ],
 )
 def test_examples(name, least):

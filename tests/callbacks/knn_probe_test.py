@@ -92,6 +92,7 @@ def test_models_encoder_is_found():
     assert history.history["knn_accuracy"] == recorder.expected
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("every", "epochs", "measured"),
     [(1, 3, [0, 1, 2]), (2, 5, [0, 1, 3, 4]), (3, 4, [0, 2, 3]), (10, 3, [0, 2])],
@@ -232,6 +233,7 @@ def test_two_replicas_and_two_views(replicas):
     assert len(values) == 3 and abs(values[-1] - expected) < 1e-9
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_datasets_as_train_and_test(batch_size):
     def dataset(pair):

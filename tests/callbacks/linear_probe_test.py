@@ -104,6 +104,7 @@ def test_training_is_the_same_with_and_without(kind):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("every", "epochs", "measured"), [(1, 3, [0, 1, 2]), (2, 5, [0, 1, 3, 4]), (10, 3, [0, 2])]
 )
@@ -130,6 +131,7 @@ def test_a_second_fit_starts_from_zero():
     assert first["linear_loss"][0] != first["linear_loss"][1]
 
 
+@pytest.mark.slow
 def test_other_sizes_in_one_process():
     for dim in (2, 3, 4, 5):
         probe = LinearProbe(
@@ -171,6 +173,7 @@ def test_datasets_and_labels():
     assert named["linear_accuracy"] == expected["linear_accuracy"]
 
 
+@pytest.mark.slow
 def test_bad_features_and_unseen_labels_count_as_wrong():
     broken = TEST[0].copy()
     broken[:10, 1] = np.nan

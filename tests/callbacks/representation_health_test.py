@@ -128,6 +128,7 @@ def test_training_is_the_same_with_and_without(kind):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", ["layer", keras_noise])
 def test_views_are_the_same_every_time(kind):
     simclr = model(augmentation=kind)
@@ -136,7 +137,7 @@ def test_views_are_the_same_every_time(kind):
     assert probe.measure().alignment == probe.measure().alignment == history["alignment"][0]
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "kwargs",
     [{}, {"depth": 3}, {"depth": 20}, {"depth": 3, "batch_normalization": True}, {"dim": 4}],
@@ -149,6 +150,7 @@ def test_no_alarm_on_untrained_and_healthy_encoders(kwargs, seed):
     assert list(history) == ["loss", *KEYS, "projection_rankme", "projection_std"]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("batch_normalization", [False, True])
 def test_alarm_on_complete_collapse(batch_normalization):
     """Of views pulled together by nothing but that; with batch normalisation, the projections tell."""
@@ -189,6 +191,7 @@ class Squeeze(keras.layers.Layer):
         return x * self.factor
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("left", "is_alarmed"), [(1, True), (2, True), (24, False)])
 def test_alarm_on_dimensional_collapse(left, is_alarmed):
     """Features that keep one or two of 32 directions are told from those that keep most."""
@@ -218,6 +221,7 @@ def test_alarm_on_dimensional_collapse(left, is_alarmed):
     assert history["feature_std"][-1] > 0.1
 
 
+@pytest.mark.slow
 def test_alarm_can_be_set():
     simclr = model(Pull(), rate=0.1)
     quiet = [

@@ -106,6 +106,7 @@ def test_neither_order_nor_names_of_labels_need_be_integers():
     assert_same(drawn([IDS.tolist(), tf.constant(LABELS)]), expected)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("rotations", [False, True])
 def test_a_dataset_gives_what_its_arrays_give(rotations):
     images = np.random.default_rng(1).integers(0, 256, (len(IDS), 3, 3, 2), dtype="uint8")

@@ -50,6 +50,7 @@ AUGMENTATIONS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("count", [None, 5])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_structure_is_that_of_labelled_episodes(count, dtype):
@@ -64,6 +65,7 @@ def test_structure_is_that_of_labelled_episodes(count, dtype):
         np.testing.assert_array_equal(query_a, query_b)
 
 
+@pytest.mark.first(2)
 @AUGMENTATIONS
 @pytest.mark.parametrize("augment_support", [False, True])
 def test_queries_are_augmentations_of_their_support(make, augment_support):
@@ -113,7 +115,7 @@ def test_passes_are_equal(make):
     assert_same(*passes)
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

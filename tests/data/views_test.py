@@ -36,6 +36,7 @@ def test_views_of_an_array():
     assert views.dtype == np.float32 and labels.dtype == LABELS.dtype
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("source", ["array", "dataset"])
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("drop_remainder", [True, False])

@@ -164,6 +164,7 @@ class Summed(keras.Model):
         return self.of_image(flat) + self.of_table(x["table"])
 
 
+@pytest.mark.slow
 def test_subclassed_encoder():
     model = SimCLR(Summed(), augmentation=TableNoise())
     model.compile(keras.optimizers.SGD(0.0))
@@ -238,6 +239,7 @@ def text_encoder(shape=()):
 WORDS = np.array(["red apple", "blue sky", "green grass", "dark night"])[Y]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", ["U", "S", object])
 def test_strings(kind):
     words, model = WORDS.astype(kind), text_encoder()

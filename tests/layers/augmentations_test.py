@@ -1,10 +1,5 @@
 """What every random image layer must do; a new layer adds one row to `LAYERS`."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -178,40 +173,28 @@ def test_another_rank_is_refused(name, shape):
         LAYERS[name]()(np.zeros(shape, "float32"))
 
 
-REPLICAS = """
-import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from keras_sslmeta import layers
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-image = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)).astype("float32")
-images = tf.constant(np.repeat(image, 8, axis=0))
-make = [
-    lambda: layers.RandomResizedCrop(24, 24, seed=3),
-    lambda: layers.RandomGaussianBlur(seed=3),
-    lambda: layers.RandomColorJitter(0.8, 0.8, 0.8, 0.2, seed=3),
-    lambda: layers.SimCLRAugmentation(24, seed=3),
-]
-for new in make:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.RandomResizedCrop(24, 24, seed=3),
+        lambda: layers.RandomGaussianBlur(seed=3),
+        lambda: layers.RandomColorJitter(0.8, 0.8, 0.8, 0.2, seed=3),
+        lambda: layers.SimCLRAugmentation(24, seed=3),
+    ],
+    ids=["crop", "blur", "colors", "all"],
+)
+def test_replicas_draw_differently(make, replicas):
+    image = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)).astype("float32")
+    images = tf.constant(np.repeat(image, 8, axis=0))
+    strategy = replicas(2)
     with strategy.scope():
-        layer = new()
+        layer = make()
     run = tf.function(lambda: strategy.run(lambda: layer(images)))
     results = [np.array(strategy.experimental_local_results(run())) for _ in range(2)]
-    alone = new()
+    alone = make()
     for first, second in results:
         shared = {row.tobytes() for row in first} & {row.tobytes() for row in second}
         untouched = {row.tobytes() for row in images.numpy()}
-        assert not np.array_equal(first, second) and shared <= untouched, type(layer)
-        np.testing.assert_allclose(first, alone(images), atol=1e-3)  # replica 0 is one device
-print("replicas differ")
-"""
-
-
-@pytest.mark.slow
-def test_replicas_draw_differently():
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": root}
-    result = subprocess.run(
-        [sys.executable, "-c", REPLICAS], capture_output=True, text=True, env=environment
-    )
-    assert "replicas differ" in result.stdout, result.stderr[-2000:]
+        assert not np.array_equal(first, second) and shared <= untouched
+        np.testing.assert_allclose(first, alone(images), atol=1e-3)  # Replica 0 is one device.

@@ -38,6 +38,7 @@ def test_a_shape_that_was_not_declared_is_refused():
 SEEDS = ([1, 2], [-1197927508, 0], [5, -9], [-5, -9])  # XLA would differ on the negative ones
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_uniform_is_uniform_and_the_same_under_xla_and_in_every_dtype(seed):
     count, low, high = 5000, -1.5, 0.5

@@ -1,10 +1,5 @@
 """What every random layer for sequences, tokens and tables must do; a new one adds one row."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -245,40 +240,31 @@ def test_whole_numbers_are_uniform_and_below_their_count():
     assert layers.SampleAugmentation.integers([3, 4], [10**5], most).numpy().max() < most
 
 
-REPLICAS = """
-import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from keras_sslmeta import layers
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-rows = tf.constant(np.random.default_rng(0).integers(2, 90, (8, 20)).astype("float32"))
-make = {
-    lambda: layers.SpecAugment(2, 6, 1, 3, seed=3): rows[:, :, None] * tf.ones([5]),
-    lambda: layers.RandomJitter(seed=3): rows,
-    lambda: layers.TokenDropout(0.3, seed=3): tf.cast(rows, tf.int32),
-    lambda: layers.FeatureCorruption(seed=3): rows,
+ROWS = np.random.default_rng(0).integers(2, 90, (8, 20)).astype("float32")
+ON_REPLICAS = {
+    "SpecAugment": (lambda: layers.SpecAugment(2, 6, 1, 3, seed=3), ROWS[:, :, None] * np.ones(5)),
+    "RandomJitter": (lambda: layers.RandomJitter(seed=3), ROWS),
+    "TokenDropout": (lambda: layers.TokenDropout(0.3, seed=3), ROWS.astype("int32")),
+    "FeatureCorruption": (lambda: layers.FeatureCorruption(seed=3), ROWS),
 }
-for new, batch in make.items():
-    with strategy.scope():
-        layer = new()
-        if isinstance(layer, layers.FeatureCorruption):
-            layer.adapt(-rows.numpy())
-    run = tf.function(lambda: strategy.run(lambda: layer(batch)))
-    first, second = np.array(strategy.experimental_local_results(run()))
-    assert not np.array_equal(first, second), type(layer)
-    alone = new()
-    if isinstance(alone, layers.FeatureCorruption):
-        alone.adapt(-rows.numpy())
-    np.testing.assert_allclose(first, alone(batch), atol=1e-4)  # replica 0 is one device
-print("replicas differ")
-"""
 
 
 @pytest.mark.slow
-def test_replicas_draw_differently():
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": root}
-    result = subprocess.run(
-        [sys.executable, "-c", REPLICAS], capture_output=True, text=True, env=environment
-    )
-    assert "replicas differ" in result.stdout, result.stderr[-2000:]
+@pytest.mark.parametrize("name", ON_REPLICAS)
+def test_replicas_draw_differently(name, replicas):
+    make, batch = ON_REPLICAS[name]
+    batch = tf.constant(batch if batch.dtype == "int32" else batch.astype("float32"))
+
+    def made():
+        layer = make()
+        if name == "FeatureCorruption":
+            layer.adapt(-ROWS)
+        return layer
+
+    strategy = replicas(2)
+    with strategy.scope():
+        layer = made()
+    run = tf.function(lambda: strategy.run(lambda: layer(batch)))
+    first, second = np.array(strategy.experimental_local_results(run()))
+    assert not np.array_equal(first, second)
+    np.testing.assert_allclose(first, made()(batch), atol=1e-4)  # Replica 0 is one device.

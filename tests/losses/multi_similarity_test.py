@@ -125,6 +125,7 @@ def test_large_exponents_do_not_overflow():
     assert np.isfinite(got).all()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_blocks_of_rows_change_nothing(compiled, monkeypatch):
     z = embeddings()
@@ -136,6 +137,7 @@ def test_blocks_of_rows_change_nothing(compiled, monkeypatch):
     np.testing.assert_allclose(got, slopes, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_of_unknown_size_is_the_same():
     z = embeddings()
     expected, slopes = gradient(MultiSimilarity(), LABELS, z)

@@ -202,6 +202,7 @@ def test_sample_weights_weigh_samples_and_leave_them_as_negatives():
     np.testing.assert_allclose(NTXent(reduction="sum")(None, z), values.sum(), rtol=1e-5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("settings", [{}, {"run_eagerly": True}, {"jit_compile": True}])
 @pytest.mark.parametrize("temperature", [0.02, 0.5])
 def test_every_way_of_training_a_plain_model_is_the_same(settings, temperature):
@@ -236,6 +237,7 @@ def test_every_way_of_training_a_plain_model_is_the_same(settings, temperature):
     np.testing.assert_allclose(start - after, tape.gradient(total, wide), rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_fits_without_labels_with_labels_and_from_datasets():
     x = embeddings(batch=20)
 
@@ -253,6 +255,7 @@ def test_fits_without_labels_with_labels_and_from_datasets():
     assert history(strings) == expected
 
 
+@pytest.mark.slow
 def test_a_batch_that_turns_out_to_hold_one_sample_costs_nothing():
     @tf.function(input_signature=[tf.TensorSpec([None, 2, 8])])
     def step(z):
@@ -288,6 +291,7 @@ def test_refuses_integers():
         NTXent()(None, np.ones((4, 2, 8), "int64"))
 
 
+@pytest.mark.slow
 def test_a_large_batch_in_half_precision_does_not_overflow():
     z = tf.cast(embeddings(batch=8192, dim=4), "float16")
     value = NTXent(dtype="float16")(None, z)

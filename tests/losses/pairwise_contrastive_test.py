@@ -156,6 +156,7 @@ def test_sample_weights():
     np.testing.assert_allclose(got, (values * weights).sum() / weights.sum(), rtol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("settings", [{}, {"run_eagerly": True}, {"jit_compile": True}])
 def test_fits(settings):
     x = pairs(12)

@@ -127,6 +127,7 @@ def test_sample_weights():
     np.testing.assert_allclose(got, (oracle(teacher, student) * weights).mean(), rtol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "settings", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}]
 )

@@ -145,7 +145,7 @@ def test_gradient_by_finite_differences(make, metric):
         np.testing.assert_allclose(got.numpy()[index], wanted, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @each_loss
 @pytest.mark.parametrize(("metric", "compiled"), [("L2", False), ("angular", False), ("L2", True)])
 def test_blocks_of_rows_change_nothing(make, metric, compiled, monkeypatch):
@@ -159,7 +159,7 @@ def test_blocks_of_rows_change_nothing(make, metric, compiled, monkeypatch):
     np.testing.assert_allclose(got, slopes, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @each_loss
 def test_a_batch_of_unknown_size_is_the_same(make):
     z, loss = embeddings(), make(margin=0.7)
@@ -354,7 +354,7 @@ def test_a_function_as_distance(kind):
     np.testing.assert_allclose(got[2, 1], wanted, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("settings", [{}, {"run_eagerly": True}, {"jit_compile": True}])
 @pytest.mark.parametrize("cls", [TripletSemiHard, TripletHard, TripletAll])
 def test_fits(cls, settings):

@@ -32,6 +32,7 @@ def derivatives(function, inputs, weights):
     return [y, mean, variance, *first, *second]
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("in_graph", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 2e-4)])
 @pytest.mark.parametrize("shape", [(4, 3, 2, 5), (7, 5), (3, 4, 5)])

@@ -17,6 +17,7 @@ def state_of(seed, moved=0):
     return tf.constant(state.numpy() + [0, moved], state.dtype)
 
 
+@pytest.mark.slow
 def test_the_states_of_tasks_and_steps_are_distinct():
     """A seed generator counts its second word up, so two streams that meet would be two close states."""
     states = [state_of(seed, moved) for seed in (0, 1, 7) for moved in range(20)]

@@ -76,6 +76,7 @@ def test_equals_the_function_at_once(pairs, mode, monkeypatch):
         assert max(sizes) == min(7, max(1, pairs // 5))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("n", [0, 1, 2])
 @pytest.mark.parametrize("pairs", [2, 1000])
 def test_few_rows_of_an_unknown_number(n, pairs, monkeypatch):

@@ -48,6 +48,7 @@ FOR_MAML = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("batch_size", [13, 6])
 def test_a_self_supervised_step_is_traced_once(batch_size):
     model = sim_clr()
@@ -85,6 +86,7 @@ def test_train_on_batch():
     assert model.traces == 1
 
 
+@pytest.mark.slow
 def test_other_settings_of_compile():
     model = sim_clr()
     model.compile(keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2), run_eagerly=True)
@@ -113,6 +115,7 @@ class WithLateLayer(ksm.SimCLR):
         return self.late(super().call(inputs, training=training))
 
 
+@pytest.mark.slow
 def test_weights_that_are_made_late_are_trained():
     model = WithLateLayer(encoder(), ksm.layers.SimCLRAugmentation(8), keras.layers.Dense(4))
     model.compile(keras.optimizers.SGD(0.1))

@@ -77,7 +77,7 @@ FEW_MODES = ["eager", "unknown"]
 MODES = ["eager", "known sizes", "unknown", "tape outside the graph", "XLA, known sizes", "XLA"]
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("bound", [None, 10.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("count", [2, 16, 17, 50])
@@ -89,7 +89,7 @@ def test_self_similarity(count, dtype, bound):
         assert_close(got, (value, for_rows + for_keys), dtype)
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("bound", [None, 10.0])
 @pytest.mark.parametrize("own_key", [None, 0, 20])
 @pytest.mark.parametrize("sizes", [(3, 50), (50, 40), (17, 16)])
@@ -106,7 +106,7 @@ def test_rows_against_keys(sizes, own_key, bound):
         assert_close(got, expected, "float32")
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("bound", [None, 10.0])
 @pytest.mark.parametrize("group", [2, 3, 7])
 def test_groups_are_left_out_together(group, bound):
@@ -133,6 +133,7 @@ def test_groups_are_left_out_together(group, bound):
             assert_close(run(mode, walk, *operands), wanted, "float64")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("bound", [None, 10.0])
 def test_second_derivative_of_rows_against_keys(bound):
     rows, keys = (tf.constant(vectors(n, "float64", n)) for n in (21, 50))
@@ -178,6 +179,7 @@ def test_the_dense_formula_is_the_same():
     )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("pairs", [0, 10**6])
 def test_few_pairs_take_the_dense_formula_and_agree(monkeypatch, pairs):
     monkeypatch.setattr(streaming_similarity, "DENSE_PAIRS", pairs)
@@ -266,6 +268,7 @@ def test_similarities_of_any_size(size):
     assert np.isfinite(got[1]).all()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("bound", [None, 10.0])
 def test_a_row_without_keys_and_no_rows_at_all(bound):
     value, gradient = run(

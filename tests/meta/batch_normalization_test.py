@@ -125,6 +125,7 @@ def test_predictions_are_those_of_the_formulas(policy, test_steps):
         np.testing.assert_allclose(got[t], wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_predictions_in_meta_training(policy):
     """As above, where queries see each other under `transductive` alone, but for the start of `per_step`."""
@@ -138,6 +139,7 @@ def test_predictions_in_meta_training(policy):
         np.testing.assert_allclose(got[t], wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("done", "amount"), [(0, 0.0), (50, 0.25), (200, 1.0), (1000, 1.0)])
 def test_meta_training_moves_to_the_statistics_of_its_steps(done, amount):
     maml = meta("per_step")
@@ -171,6 +173,7 @@ def test_permuted_queries_and_dropped_ones(policy):
         np.testing.assert_allclose(one, whole[:, :1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_permuting_the_support_set_changes_nothing(policy):
     maml, order = meta(policy), [2, 0, 3, 1]
@@ -203,6 +206,7 @@ def followed(old, new):
     return MOMENTUM * np.asarray(old) + (1 - MOMENTUM) * np.asarray(new)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("eager", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("policy", ["transductive", "support"])
@@ -285,6 +289,7 @@ def test_frozen_leaves_moving_statistics():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_frozen_layer_is_not_touched_by_any_policy(policy):
     """In single precision, where even the mean of a value with itself would move some of 64 values."""
@@ -316,6 +321,7 @@ def test_statistics_of_steps_are_saved(tmp_path):
     np.testing.assert_array_equal(other(X), maml(X))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_predict_along_uses_the_statistics_of_its_step(policy):
     maml = meta(policy)

@@ -541,6 +541,7 @@ def test_config(name):
 # ---------------------------------------------------------------------------- training, dtypes
 
 
+@pytest.mark.first(1)
 @every_method
 def test_training_lowers_the_loss(name):
     """On points about the means of their classes along one axis, and anywhere along the others."""

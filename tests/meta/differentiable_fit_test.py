@@ -111,7 +111,7 @@ def assert_gradients(objective, *values, entries=3, size=1e-5, tolerance=1e-6):
 # --------------------------------------------------------------------------- the training itself
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("make", [classifier, with_everything])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_trains_as_fit(make, optimizer):
@@ -338,6 +338,7 @@ def test_variables_that_are_not_listed_are_constants_of_each_call():
     assert len(second.weights) == 2
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("same", [True, False])
 def test_gradients_of_the_data(same):
     fit = DifferentiableFit(
@@ -366,6 +367,7 @@ def test_gradients_of_one_step():
     )
 
 
+@pytest.mark.slow
 def test_in_functions_and_beside_them():
     model = compiled(with_everything())
     fit = DifferentiableFit(model, OPTIMIZERS["sgd"](), steps=STEPS)

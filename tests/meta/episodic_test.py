@@ -259,6 +259,7 @@ def test_supports_that_adapt_refuses(support, wanted):
 # ------------------------------------------------------------------------------------- labels
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize("label", [2, -1])
 @pytest.mark.parametrize("part", ["support_y", "query_y"])
@@ -301,6 +302,7 @@ LACKING = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("name", LACKING)

@@ -116,6 +116,7 @@ def test_anil_with_all_layers_is_maml():
     assert_equal(got, after_a_step(ksm.MAML(b, inner_steps=3, inner_learning_rate=RATE)))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("method", "name"), [(ksm.ANIL, "head"), (ksm.BOIL, "body")])
 def test_which_layers_adapt(method, name):
     a, b = copies(network(), 2)
@@ -150,6 +151,7 @@ def test_reptile_with_one_step_is_gradient_descent_on_the_support_loss():
     assert_equal(got, b.get_weights())
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_maml_plus_plus_with_nothing_added_is_maml(steps):
     a, b = copies(network(), 2)
@@ -159,6 +161,7 @@ def test_maml_plus_plus_with_nothing_added_is_maml(steps):
     assert_equal(after_a_step(plus), after_a_step(ksm.MAML(b, steps, RATE)), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_first_order_and_then_second_order():
     first, second, annealed = copies(network(), 3)
     plus = ksm.MAMLPlusPlus(annealed, 2, RATE, multi_step_iterations=0, first_order_iterations=1)
@@ -174,6 +177,7 @@ def test_first_order_and_then_second_order():
 # -------------------------------------------------------------------- what each one learns
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("policy", "steps"), [("transductive", 1), ("support", 3)])
 def test_gradients_of_meta_sgd(policy, steps):
     norm = layers.BatchNormalization()
@@ -239,6 +243,7 @@ def test_gradients_of_a_learnt_loss():
     check_meta_gradients(learner, unused=[learner.inner_loss.layers[-1].bias.path])
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("clip", [{"clipvalue": 0.05}, {"clipnorm": 0.1}, {"global_clipnorm": 0.2}])
 def test_gradients_through_clipping(clip):
     optimizer = keras.optimizers.SGD(0.5, momentum=0.5, **clip)
@@ -473,6 +478,7 @@ def test_query_labels_in_the_episode_are_refused():
         learner.fit({**X, "query_y": Y}, Y, verbose=0)
 
 
+@pytest.mark.slow
 def test_answers_of_reptile_depend_on_the_task_alone():
     """In batches of tasks or alone, by `predict`, `predict_along` or `adapt`."""
     learner = ksm.Reptile(network(), 2, 0.05, 4, test_inner_steps=3, seed=1)

@@ -108,6 +108,7 @@ def test_golden_values_of_autograd(order, steps, eager):
     np.testing.assert_allclose(history["loss"][0], case["loss"], atol=1e-6)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize(("steps", "eager"), [(0, True), (1, True), (4, True), (4, False)])
 def test_equals_nested_tapes(steps, second_order, eager):
@@ -120,6 +121,7 @@ def test_equals_nested_tapes(steps, second_order, eager):
     np.testing.assert_allclose(history["loss"][0], loss, rtol=1e-6)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize(("name", "indices"), [("head", (2, 3)), ("body", (0, 1))])
 def test_weights_that_are_not_adapted_are_meta_learnt(name, indices, second_order):
@@ -131,6 +133,7 @@ def test_weights_that_are_not_adapted_are_meta_learnt(name, indices, second_orde
     close(got, wanted[:4])
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("per_query", [False, True])
 @pytest.mark.parametrize("eager", [False, True])
 def test_sample_weights(per_query, eager):
@@ -145,6 +148,7 @@ def test_sample_weights(per_query, eager):
     np.testing.assert_allclose(history["loss"][0], loss, rtol=1e-6)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("per_query", [False, True])
 @pytest.mark.parametrize("reduction", ["sum", None, "mean_with_sample_weight"])
 def test_reductions(reduction, per_query):
@@ -165,6 +169,7 @@ def test_reductions(reduction, per_query):
         np.testing.assert_allclose(history["loss"][0], value, rtol=1e-6)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_a_tape_around_call(steps, in_graph):
@@ -261,7 +266,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("policy", "optimizer", "in_graph"),
     [

@@ -284,6 +284,7 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("eager", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, eager):
     """With dropout, statistics of steps, a part adapted, and an optimiser with slots."""
@@ -308,6 +309,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, eager):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
 
 
+@pytest.mark.slow
 def test_a_saved_model_goes_on_as_it_would_have(tmp_path):
     model = network(layers.BatchNormalization(), layers.Dropout(0.5, seed=4))
     adam = keras.optimizers.Adam(0.01)
@@ -327,6 +329,7 @@ def test_a_saved_model_goes_on_as_it_would_have(tmp_path):
 # ---------------------------------------------------------------------------- mixed precision
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_is_near_single_precision(policy):
     steps = []

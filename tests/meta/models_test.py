@@ -230,7 +230,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", CASES)
 def test_adapt_is_training_on_the_support_set(name):
     """As many steps of `train_on_batch`, weights and state; and `adapt` answers as `maml` does."""
@@ -321,13 +321,14 @@ def check_meta_gradient(name, eager):
             np.testing.assert_array_equal(v.numpy(), kept[id(v)], err_msg=v.path)
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", CASES)
 def test_finite_differences_of_the_meta_loss(name):
     """In eager code, all weights at once; what is frozen stays as it is, bit for bit."""
     check_meta_gradient(name, eager=True)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "LSTM" else pytest.mark.slow) for n in CASES]
 )

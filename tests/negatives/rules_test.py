@@ -267,6 +267,7 @@ def test_no_gradient_goes_through_a_rule(path, value_and_gradient):
     np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("known", [np.array(list("abacba")), AGES.astype("uint16"), AGES[:, None]])
 def test_pairs_are_weighed_by_strings_and_any_number(known, monkeypatch):
     """In a graph that does not know the batch, where the last tile is padded."""

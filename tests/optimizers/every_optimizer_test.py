@@ -65,6 +65,7 @@ def test_the_comparison_could_fail(name, regression, recurrence):
     assert np.abs(model.get_weights()[1] - scheduled[1]).max() > 5e-3
 
 
+@pytest.mark.first(3)
 @every_optimizer
 @pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 2}])
 def test_accumulated_gradients(name, settings, regression, recurrence):
@@ -74,6 +75,7 @@ def test_accumulated_gradients(name, settings, regression, recurrence):
     assert_weights(model, regression.numpy_weights(recurrence(name), accumulated=2))
 
 
+@pytest.mark.first(1)
 @every_optimizer
 def test_clipped_gradients(name, regression, recurrence):
     model = regression.model(build(name, clipnorm=0.5))
@@ -99,6 +101,7 @@ def build_for(policy, name):
     return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=256.0)
 
 
+@pytest.mark.first(3)
 @every_optimizer
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"], indirect=True)
 def test_mixed_precision(name, policy, regression, recurrence):
@@ -108,7 +111,7 @@ def test_mixed_precision(name, policy, regression, recurrence):
     assert_weights(model, regression.numpy_weights(recurrence(name)), rtol=3e-2)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @every_optimizer
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"], indirect=True)
 def test_resumes_in_the_middle_of_the_schedule(name, policy, regression, recurrence, tmp_path):

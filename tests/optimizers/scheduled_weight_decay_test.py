@@ -121,7 +121,7 @@ KERNELS = {"debiased/kernel", "head/kernel"}
 OTHERS = {"debiased/bias", "norm/gamma", "norm/beta", "head/bias"}
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("is_built", [True, False])
 @pytest.mark.parametrize("kind", [AdamW, SGD, Lion])
 def test_excludes_before_and_after_the_model_is_built(kind, is_built):

@@ -91,7 +91,7 @@ def test_small_images_are_not_blurred_and_arguments_reach_the_augmentation(name)
         assert first.get_config()["blur_probability"] > 0
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", RATES)
 def test_every_recipe_trains_its_method(name, tmp_path):
     """As its docstring says, and the model saves and loads with its schedules."""

@@ -226,7 +226,7 @@ def test_targets_get_no_gradient(name):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", MOMENTUM)
 @pytest.mark.parametrize(
     ("execution", "accumulation"), [(1, None), (2, None), (1, 2), (2, 3)], ids=str
@@ -276,7 +276,7 @@ def test_momentum_may_follow_a_schedule(tmp_path):
 # ------------------------------------------------------------------------------- as Keras does
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @every_method
 def test_training_lowers_the_loss_and_spares_what_does_not_train(name):
     keras.utils.set_random_seed(0)
@@ -299,7 +299,7 @@ def test_training_lowers_the_loss_and_spares_what_does_not_train(name):
     assert after < before - 0.05 * abs(before)
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @every_method
 def test_saved_and_loaded(name, tmp_path):
     """Weights, queues and averages, and the encoder alone as a plain Keras model."""
@@ -330,6 +330,7 @@ def test_frozen_encoders_stay(name):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["SimSiam", "BYOL", "MoCoV3"])
 def test_more_than_two_views(name):
     views = RNG.normal(size=(12, 3, 6)).astype("float32")
@@ -341,7 +342,7 @@ def test_more_than_two_views(name):
 # ------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_vector_that_a_layer_adds_to_the_loss_counts_once(name):
     """As Keras sums it: zeros change nothing."""
@@ -380,6 +381,7 @@ def test_one_overflow_does_not_stay_in_the_queue():
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["MoCo", "NNCLR"])
 def test_a_queue_smaller_than_the_batch_is_refused(name):
     model = compiled(METHODS[name]())

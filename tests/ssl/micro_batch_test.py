@@ -33,7 +33,7 @@ def assert_equal(one, other, rtol=1e-5, atol=1e-6):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
-@pytest.mark.first(6)
+@pytest.mark.first(2)
 @every_method
 @pytest.mark.parametrize("size", [4, 5], ids=["even", "uneven"])
 def test_parts_are_the_whole(name, size):
@@ -46,6 +46,7 @@ def test_parts_are_the_whole(name, size):
     assert np.abs(parts[1][0] - made(name).weights[0]).max() > 1e-3
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 2}], ids=str)
 def test_ways_of_running(options):
     whole = trained(made("BYOL"), np.tile(VIEWS, (2, 1, 1)))

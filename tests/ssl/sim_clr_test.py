@@ -262,6 +262,7 @@ def test_refused_by_the_constructor(build, message):
         build()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("images", "value_range", "message"),
     [
@@ -428,6 +429,7 @@ def fit_dataset(model, dataset):
     return model.fit(dataset, verbose=0).history["loss"][0]
 
 
+@pytest.mark.slow
 def test_an_unbuilt_encoder_is_built_for_what_the_augmentation_gives():
     encoder = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
     model = SimCLR(encoder, augmentation=ksm.layers.SimCLRAugmentation(6, flip=False))
