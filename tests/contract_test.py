@@ -276,8 +276,10 @@ MODELS = {
 every_loss = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES)
 # A row a strategy: plain models around losses, and our own models.
 FITTED = {**LOSSES, **MODELS}
-# One of each parent is fitted in every run, the others with the slow tests.
+# These are fitted in every run, the others with the slow tests.
 REPRESENTATIVES = ("NTXent", "VICReg", "BYOL", "MAML")
+# Further kinds: losses of two sides and of labels, a queue, and what compares with a support set.
+FURTHER_KINDS = ("CLIP", "MultiSimilarity", "TripletHard", "NNCLR", "RidgeHead")
 
 
 def rows(names):
@@ -369,7 +371,7 @@ class Straight(keras.callbacks.Callback):
     Attributes:
         losses: of the epochs.
         start: with the loss of the first batch.
-        two_steps: before the uneven last batch.
+        two_steps: that is, of samples, before the uneven last batch; of tasks, an epoch.
         half_way: after two epochs; with it, for models, `predicted`.
         end: after four.
         file: the model half way.
@@ -520,11 +522,11 @@ def test_eager_and_graph_and_several_steps_at_once_are_the_same(name, straight):
 
 @everything
 def test_compiled_by_xla(name, straight):
-    """Two steps, and of one row of each parent two epochs: XLA compiles the uneven last batch apart."""
+    """Two steps, and of one row of each kind two epochs: XLA compiles the uneven last batch apart."""
     if not getattr(FITTED[name], "xla", True):
         pytest.skip("Parts that do not divide the batch are nothing for XLA.")
     xla = compiled(name, jit_compile=True)
-    if name in REPRESENTATIVES:
+    if name in (*REPRESENTATIVES, *FURTHER_KINDS):
         loss, expected = fit(xla, name)[-1], straight(name).half_way
     else:
         loss, expected = fit(xla, name, epochs=1, steps_per_epoch=2)[-1], straight(name).two_steps
@@ -558,18 +560,25 @@ def test_mixed_precision(policy, name, straight):
 
 
 @with_state
-def test_resumed_from_a_backup_equals_uninterrupted(name, straight):
+def test_resumed_from_a_backup_equals_uninterrupted(name, straight, tmp_path):
     resumed = compiled(name)
-    backup = keras.callbacks.BackupAndRestore(straight(name).backup)
+    # It will be deleted.
+    backup = keras.callbacks.BackupAndRestore(
+        shutil.copytree(straight(name).backup, tmp_path / "backup")
+    )
     last = fit(resumed, name, epochs=4, callbacks=[backup])
     np.testing.assert_array_equal(last, straight(name).losses[2:])
     assert_same_weights(resumed, straight(name).end.weights)
 
 
-# Models that draw at random, which replicas do apart, are left out; losses have a test of their own
-# (losses/every_loss_on_replicas_test.py).
+# Models that draw at random, which replicas do apart, are left out; the other losses are tested without
+# `fit` (losses/every_loss_on_replicas_test.py).
 on_replicas = pytest.mark.parametrize(
-    "name", [name for name in MODELS if "augmentation" not in name]
+    "name",
+    [
+        *(name for name in (*REPRESENTATIVES, *FURTHER_KINDS) if name in LOSSES),
+        *(name for name in MODELS if "augmentation" not in name),
+    ],
 )
 
 

@@ -13,7 +13,7 @@ def among(rows: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
 
     Args:
         rows: `(n, dim)`; n may be unknown.
-        candidates: `(m, dim)`, of the same dtype.
+        candidates: `(m, dim)`, one at least, of the same dtype.
     """
     rows, candidates = tf.stop_gradient(rows), tf.stop_gradient(candidates)
     shape = (candidates.shape[1],)

@@ -10,11 +10,9 @@ BATCH, DIM = 12, 6
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, size=BATCH)
 KNOWN = {
-    "labels": LABELS,
     "guide": RNG.normal(size=(BATCH, 2, 4)).astype("float32"),
     "time": RNG.normal(size=BATCH).astype("float32"),
 }
-MEMORY = RNG.normal(size=(8, DIM)).astype("float32")
 STATISTICS = ("AlignmentUniformity", "BarlowTwins", "KoLeo", "LeJEPA", "SIGReg", "VICReg")
 BY_LABEL = (
     *("SupervisedContrastive", "NPairs", "MultiSimilarity"),
@@ -59,7 +57,6 @@ REPRESENTATIVES = (
     *("NTXent", "CLIP", "SigLIP", "SupervisedContrastive"),
     *("MultiSimilarity", "TripletHard", "VICReg", "KoLeo"),
 )
-every_representative = pytest.mark.parametrize("name", REPRESENTATIVES)
 
 
 def check(loss, y_true, **settings):
@@ -76,7 +73,7 @@ def test_is_exact(name):
 
 
 @pytest.mark.slow
-@every_representative
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_without_weights_and_in_half_precision(name):
     loss, y_true, _ = EVERY[name]
     check(loss, y_true, replicas=2)
@@ -85,7 +82,9 @@ def test_without_weights_and_in_half_precision(name):
 
 
 @pytest.mark.slow
-@every_representative
+@pytest.mark.parametrize(
+    "name", [name for name, (loss, *_) in EVERY.items() if getattr(loss, "gather", False)]
+)
 def test_local_by_choice(name):
     loss, y_true, _ = EVERY[name]
     config = {**loss.get_config(), "gather": False}

@@ -17,6 +17,22 @@ def test_is_the_candidate_of_the_largest_product(products, known, monkeypatch):
     np.testing.assert_array_equal(among(rows), expected)
 
 
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_of_several_nearest_the_first(xla, dtype, count):
+    rng = np.random.default_rng(0)
+    rows, candidates = rng.integers(-2, 3, (count, 3)), rng.integers(-2, 3, (10, 3))
+    expected = candidates[np.argmax(rows @ candidates.T, axis=1)]
+    spec = tf.TensorSpec([count if xla else None, 3], dtype)
+    among = tf.function(
+        lambda rows: nearest.among(rows, tf.constant(candidates, dtype)), [spec], jit_compile=xla
+    )
+    found = among(rows.astype(dtype))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_has_no_gradient():
     rows, candidates = tf.random.normal((4, 3), seed=1), tf.random.normal((5, 3), seed=2)
     with tf.GradientTape() as tape:

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_sslmeta as ksm
 
@@ -126,6 +127,64 @@ def test_weights_that_are_made_late_are_trained():
     model.fit(IMAGES, batch_size=6, verbose=0, callbacks=[note])
     assert any(v is model.late.kernel for v in model.trainable_variables)
     assert np.abs(before[1] - before[0]).max() > 0
+
+
+class Before(keras.callbacks.Callback):
+    """Freezes a layer, or lets it train, before the first step."""
+
+    def __init__(self, layer, trainable):
+        super().__init__()
+        self.layer, self.trainable = layer, trainable
+
+    def on_train_begin(self, logs=None):
+        self.layer.trainable = self.trainable
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_layers_frozen_or_not_before_the_first_step(trainable, tmp_path):
+    model = ksm.SimCLR(encoder())
+    layer = model.encoder.layers[-1]
+    layer.trainable = not trainable
+    model.compile("adam")
+    before = layer.kernel.numpy()
+    views = np.stack([IMAGES, IMAGES[:, ::-1]], axis=1)
+    model.fit(views, batch_size=13, verbose=0, callbacks=[Before(layer, trainable)])
+    assert np.any(layer.kernel.numpy() != before) == trainable
+    # The optimizer keeps nothing for what was frozen: files hold what a loaded model will look for.
+    assert len(model.optimizer.variables) == 2 + 2 * len(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").optimizer.iterations == 1
+
+
+def test_metrics_are_where_the_model_is():
+    with tf.device("CPU:1"):
+        model = maml()
+        model.compile("adam", **FOR_MAML, jit_compile=True)
+        assert "accuracy" in model.fit(EPISODES, QUERY_Y, batch_size=5, verbose=0).history
+    assert model.traces == 1
+    assert {variable.value.device[-5:] for variable in model.variables} == {"CPU:1"}
+
+
+def test_a_strategy_of_one_replica_is_left_to_keras():
+    with tf.distribute.OneDeviceStrategy("CPU:1").scope():
+        model = maml()
+        model.compile("adam", **FOR_MAML)
+    model.fit(EPISODES, QUERY_Y, batch_size=5, verbose=0)
+    assert {variable.value.device[-5:] for variable in model.metrics_variables} == {"CPU:1"}
+
+
+def test_labels_of_unknown_rank():
+    class LabelsSeen(keras.metrics.Mean):
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            super().update_state(tf.cast(tf.reshape(y_true, [-1]), "float32"))
+
+    def pairs(x):
+        return x, tf.py_function(lambda: tf.fill([13], 3.0), [], tf.float32)
+
+    model = sim_clr()
+    model.compile("adam", metrics=[LabelsSeen(name="seen")])
+    data = tf.data.Dataset.from_tensors(IMAGES).map(pairs)
+    assert model.fit(data, verbose=0).history["seen"] == [3.0]
 
 
 def test_metrics_that_do_not_exist_are_refused():
