@@ -58,7 +58,8 @@ class SingleTrace(keras.Model):
 
     def _is_to_build(self, part):
         # Under a strategy, even of one replica, Keras builds both before.
-        alone = self._distribute_strategy is None and not tf.distribute.has_strategy()
+        one_device = self.distribute_strategy.num_replicas_in_sync == 1
+        alone = self._distribute_strategy is None and one_device
         return part is not None and not part.built and alone
 
 

@@ -7,19 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sslmeta.mechanisms import byte_images
-from keras_sslmeta.mechanisms.custom_compile import CustomCompile
-from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit
-from keras_sslmeta.mechanisms.nested_config import NestedConfig
-from keras_sslmeta.mechanisms.prompt_epochs import PromptEpochs
-from keras_sslmeta.mechanisms.random_state import SavedRandomState
-from keras_sslmeta.mechanisms.single_trace import SingleTrace
+from keras_sslmeta.mechanisms.trained_model import TrainedModel
 
 _KEYS = ("support_x", "support_y", "query_x")
 
 
-class EpisodicModel(
-    SavedRandomState, CustomCompile, NestedConfig, PromptEpochs, SingleTrace, MultiWorkerFit
-):
+class EpisodicModel(TrainedModel):
     """Parent of models that learn from episodes: a support set to learn from, queries to answer.
 
     A batch is a batch of tasks: ``({"support_x", "support_y", "query_x"}, query_y)``, each with an axis of

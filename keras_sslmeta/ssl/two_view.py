@@ -15,19 +15,13 @@ from keras_sslmeta.mechanisms import (
     fused_normalization,
     view_axis,
 )
-from keras_sslmeta.mechanisms.custom_compile import CustomCompile
 from keras_sslmeta.mechanisms.gradient_cache import GradientCache
-from keras_sslmeta.mechanisms.multi_worker import MultiWorkerFit, reducible
-from keras_sslmeta.mechanisms.nested_config import NestedConfig
-from keras_sslmeta.mechanisms.prompt_epochs import PromptEpochs
-from keras_sslmeta.mechanisms.random_state import SavedRandomState
-from keras_sslmeta.mechanisms.single_trace import SingleTrace
+from keras_sslmeta.mechanisms.multi_worker import reducible
+from keras_sslmeta.mechanisms.trained_model import TrainedModel
 from keras_sslmeta.ssl import two_view_inputs
 
 
-class TwoViewModel(
-    SavedRandomState, CustomCompile, NestedConfig, PromptEpochs, SingleTrace, MultiWorkerFit
-):
+class TwoViewModel(TrainedModel):
     """Parent of the methods that pretrain an encoder by comparing views of each sample.
 
     It makes the views, refuses what is not one, puts a projector on the encoder, takes batches larger than
