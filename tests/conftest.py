@@ -9,10 +9,32 @@ import pytest
 import tensorflow as tf
 
 from keras_sslmeta import testing
+from keras_sslmeta.mechanisms import prompt_epochs
 from keras_sslmeta.testing import replica_runs
 
 # For tests on replicas; logical devices must be made before the first tensor.
 testing.configure_replicas(4)
+
+
+@pytest.fixture(autouse=True)
+def prompt_iterators(request, monkeypatch):
+    """Iterators of TensorFlow end late where datasets are tuned: see `mechanisms/prompt_epochs.py`, which
+    mends it for our models on arrays. Tests would wait for those of Keras's own models, too."""
+    if request.path.name == "prompt_epochs_test.py":
+        return
+    iterate = tf.data.Dataset.__iter__
+    distribute = tf.distribute.Strategy.experimental_distribute_dataset
+
+    def untuned(dataset):
+        is_tuned = isinstance(dataset, tf.data.Dataset) and prompt_epochs.is_tuned(dataset)
+        return dataset.with_options(prompt_epochs.untuned()) if is_tuned else dataset
+
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", lambda dataset: iterate(untuned(dataset)))
+    monkeypatch.setattr(
+        tf.distribute.Strategy,
+        "experimental_distribute_dataset",
+        lambda strategy, dataset, *args: distribute(strategy, untuned(dataset), *args),
+    )
 
 
 @pytest.fixture(scope="session")
