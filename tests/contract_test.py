@@ -387,6 +387,8 @@ class Straight(keras.callbacks.Callback):
         callbacks = [keras.callbacks.BackupAndRestore(running), first, self]
         self.losses = fit(model, name, epochs=4, callbacks=callbacks)
         self.end = Moment(self.losses[-1], model.get_weights())
+        for callback in (first, self):
+            callback.set_model(None)  # Not to be kept.
 
     def on_train_batch_end(self, batch, logs=None):
         if batch == 1 and not hasattr(self, "two_steps"):
